@@ -1,0 +1,1 @@
+"""recsys: a research lab for recommender systems, with an answer key."""
