@@ -1,0 +1,274 @@
+"""The command line: recsys train | evaluate | recommend | resume | compare | doctor.
+
+Nothing heavy is imported before a command needs it, so that help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from recsys.run import Run
+
+USAGE = """\
+recsys: a research lab for recommender systems
+
+  recsys train [group=option] [key=value] [-m]   train and measure; `recsys train --help` lists the groups
+  recsys resume run=DIR                          go on with a run that was stopped
+  recsys evaluate run=DIR [evaluation.k=[5,50]]  measure a finished run again
+  recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
+  recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
+  recsys doctor                                  versions and devices, with a kernel run on each
+
+Start with:  recsys train model=als
+Your log:    recsys train data=table data.path=log.parquet data.columns.user_id=uid
+Completion:  eval "$(recsys -sc install=bash)"   (zsh and fish alike)
+"""
+
+# What a user can cause and mend gets one line; anything else is a defect and keeps its traceback.
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """The entry point of the `recsys` command."""
+    arguments = sys.argv[1:]
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE)
+        return
+    if command in ("-sc", "--shell-completion"):
+        _complete(arguments)
+        return
+    if command not in COMMANDS:
+        from recsys.config import nearest
+
+        _fail(f"unknown command {command}: {nearest(command, COMMANDS)}")
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra prints stacks of its own for every error; with this it lets them through to the lines below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        COMMANDS[command](arguments[1:])
+    except KeyboardInterrupt:
+        _fail("stopped", EXIT_INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail_if_expected(error)
+        raise
+
+
+def _fail_if_expected(error: Exception) -> None:
+    if type(error).__name__ == "Interrupted":
+        _fail(str(error), EXIT_INTERRUPTED)
+    if isinstance(error, ValueError | OSError | MemoryError):
+        text = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {text}"
+        _fail(" ".join(text.split()))
+
+
+def _fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    sys.stderr.write(f"recsys: {message}\n")
+    sys.exit(code)
+
+
+def _complete(arguments: list[str]) -> None:
+    """Hydra's completion asks the program itself; the word after `recsys` is a command of ours."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    program = words[0] if words else "recsys"
+    if arguments[1:2] and arguments[1].startswith("query"):
+        typing_command = len(words) < 2 or (len(words) == 2 and not line.endswith(" "))
+        if typing_command:
+            sys.stdout.write(" ".join(COMMANDS) + "\n")
+            return
+        if words[1] != "train":
+            return
+        os.environ["COMP_LINE"] = line.replace(f"{program} train", program, 1)
+    sys.argv = [sys.argv[0], *arguments]
+    _hydra_main(lambda cfg: None)
+
+
+def _hydra_main(task: Callable[[Any], None]) -> None:
+    import hydra
+
+    from recsys.config import MAIN_CONFIG, config_dir, one_line_errors
+
+    with one_line_errors():
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=MAIN_CONFIG)(task)()
+
+
+def _train(arguments: list[str]) -> None:
+    runs: list[Run] = []
+
+    def task(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            from recsys.training import train
+
+            run = train(cfg, run_dir)
+        finally:
+            if run_dir.is_dir() and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+        runs.append(run)
+        _show(run)
+
+    sys.argv = [f"{sys.argv[0]} train", *arguments]
+    _hydra_main(task)
+    if len(runs) > 1:
+        _show_comparison(runs)
+
+
+def _resume(arguments: list[str]) -> None:
+    options = _options(arguments, required=("run",))
+    from recsys import config, tracking
+    from recsys.training import train
+
+    run_dir = Path(options["run"])
+    if not (run_dir / tracking.CONFIG).exists():
+        raise ValueError(f"{run_dir} holds no run to resume: {tracking.CONFIG} is missing")
+    _show(train(config.load(run_dir / tracking.CONFIG), run_dir))
+
+
+def _evaluate(arguments: list[str]) -> None:
+    options = _options([a for a in arguments if not a.startswith("evaluation.")], required=("run",))
+    from recsys.training import evaluate
+
+    changes = [a for a in arguments if a.startswith("evaluation.")]
+    _show_metrics(evaluate(Path(options["run"]), changes))
+
+
+def _recommend(arguments: list[str]) -> None:
+    options = _options(arguments, required=("run", "users"), optional=("k", "out"))
+    import polars as pl
+
+    from recsys import tracking
+    from recsys.run import Run, read_user_ids
+
+    if not options.get("k", "100").isdigit():
+        raise ValueError(f"k={options['k']}: expected a whole number")
+    run = Run(Path(options["run"]))
+    answer = run.recommend(read_user_ids(options["users"], run.users.ids.dtype), k=int(options.get("k", 100)))
+    if "out" not in options:
+        with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True):
+            sys.stdout.write(f"{answer}\n")
+        return
+    out = Path(options["out"])
+    tracking.write(out, answer.write_parquet)
+    strangers = answer.filter(pl.col("source") == "fallback")["user_id"].n_unique()
+    tracking.print_line(
+        f"{out}: {answer.height:,} rows for {answer['user_id'].n_unique():,} users, "
+        f"{strangers:,} of them unknown to the model and answered by popularity"
+    )
+
+
+def _compare(arguments: list[str]) -> None:
+    options = _options(arguments, required=("runs",))
+    from recsys.run import Run
+
+    _show_comparison([Run(Path(path)) for path in options["runs"].split(",")])
+
+
+def _doctor(arguments: list[str]) -> None:
+    _options(arguments)
+    from recsys.doctor import examine
+
+    _print_table("recsys doctor", ("what", "state", "detail"), examine())
+
+
+def _options(
+    arguments: list[str], required: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """key=value arguments as a dict; an unknown or a missing key is an error that names the right one."""
+    from recsys.config import ConfigError, nearest
+
+    options: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in required + optional or not equals:
+            raise ConfigError(
+                f"unknown option {argument}: {nearest(key, [f'{o}=' for o in required + optional])}"
+            )
+        options[key] = value
+    for key in required:
+        if key not in options:
+            raise ConfigError(f"{key} is required: give {key}=…")
+    return options
+
+
+def _show(run: Run) -> None:
+    _show_metrics(run.metrics)
+    path = os.path.relpath(run.path) if run.path.is_relative_to(Path.cwd()) else str(run.path)
+    first = run.users.ids[0] if len(run.users.ids) else ""
+    sys.stdout.write(
+        f"\nrun: {path}\n"
+        f"next: recsys recommend run={path} users={first} k=10\n"
+        f"      recsys train model=als        (another model on the same data)\n"
+        f"      recsys train --help           (every group and key)\n"
+    )
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    """One line a metric: value, interval, share of the oracle; then the rest."""
+    rows = []
+    for name, value in metrics.items():
+        if not name.startswith("test/") or name.count("/") != 1:
+            continue
+        metric = name.removeprefix("test/")
+        low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
+        oracle = metrics.get(f"oracle/{metric}")
+        rows.append(
+            (
+                metric,
+                f"{value:.4f}",
+                f"[{low:.4f}, {high:.4f}]" if low is not None and high is not None else "",
+                f"{value / oracle:.1%} of {oracle:.4f}" if oracle else "",
+                f"{metrics[f'test/warm/{metric}']:.4f}" if f"test/warm/{metric}" in metrics else "",
+            )
+        )
+    has_oracle = any(row[3] for row in rows)
+    header = ("metric", "value", "95% interval", "share of the oracle", "warm only")
+    if not has_oracle:
+        rows = [row[:3] + row[4:] for row in rows]
+        header = header[:3] + header[4:]
+    _print_table("test, whole catalogue ranked", header, rows)
+    rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation", "utility")}
+    sys.stdout.write("  ".join(f"{name} {value:,.4g}" for name, value in rest.items()) + "\n")
+
+
+def _show_comparison(runs: list[Run]) -> None:
+    from recsys.run import compare
+
+    frame = compare(runs)
+    rows = [tuple(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row) for row in frame.iter_rows()]
+    _print_table(f"{len(runs)} runs", tuple(frame.columns), rows)
+
+
+def _print_table(title: str, header: tuple[str, ...], rows: list[Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "recommend": _recommend,
+    "compare": _compare,
+    "doctor": _doctor,
+}

@@ -1,0 +1,253 @@
+"""Compose a configuration and build what it names: the only module that knows Hydra.
+
+Whatever a user gets wrong in a key, an option or a type comes out as a ConfigError of one line that
+names the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+MAIN_CONFIG = "train"
+
+
+class ConfigError(ValueError):
+    """A key, an option or a value that does not fit. Always one line."""
+
+
+def config_dir() -> Path:
+    """The configs folder: the checkout's where there is one, else the one in the wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "configs"
+    if checkout.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return checkout
+    return package / "configs"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The hint at the end of an error: the choice most like the word, or all of them when few."""
+    choices = sorted(set(choices))
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"choose from {', '.join(choices[:20])}" if choices else "there is none to choose"
+
+
+def compose(*overrides: str, run_dir: bool = False) -> DictConfig:
+    """The training configuration with overrides as on the command line: compose("model=als", "seed=1").
+
+    Args:
+        overrides: Hydra overrides.
+        run_dir: also keep Hydra's own node, which knows the run directory.
+
+    Raises:
+        ConfigError: an override names no key or option, or cannot be read.
+    """
+    import hydra
+
+    with (
+        one_line_errors(),
+        hydra.initialize_config_dir(str(config_dir()), version_base="1.3"),
+    ):
+        return hydra.compose(MAIN_CONFIG, list(overrides), return_hydra_config=run_dir)
+
+
+def load(path: Path) -> DictConfig:
+    """Read a configuration that `save` or a run wrote."""
+    loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path} holds no configuration: expected keys and values")
+    return loaded
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """The resolved configuration as YAML text."""
+    return OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def flat(cfg: DictConfig) -> dict[str, Any]:
+    """Every resolved leaf of a configuration under its dotted key."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+
+    def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict) and node:
+            for key, child in node.items():
+                yield from leaves(child, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    return dict(leaves(resolved, ""))
+
+
+def update(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
+    """A copy with key=value assignments applied to keys that exist.
+
+    Raises:
+        ConfigError: a key is unknown; names the nearest.
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    known = set(_keys(cfg))
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key not in known:
+            raise ConfigError(f"unknown key {key}: {nearest(key, known)}")
+        OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
+    return cfg
+
+
+def build(node: DictConfig, **runtime: Any) -> Any:
+    """Instantiate a node; what is only known at run time is passed beside what the yaml knows.
+
+    Raises:
+        ConfigError: the node names an unknown argument, or a value of the wrong type.
+    """
+    return partial(node)(**runtime)
+
+
+def partial(node: DictConfig) -> Callable[..., Any]:
+    """What a node would build, still to be called with the runtime arguments, which Hydra never touches.
+
+    Raises:
+        ConfigError: the node names an unknown argument, or a value of the wrong type.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object, instantiate
+
+    where = node._get_full_key(None) or "configuration"
+    target = node.get("_target_")
+    if target is None:
+        raise ConfigError(f"{where} has no _target_ to build")
+    try:
+        check_arguments(get_object(target), node, where)
+        return instantiate(node, _partial_=True, _convert_="all")
+    except (ImportError, InstantiationException) as error:
+        raise ConfigError(f"{where}._target_={target}: {_first_line(error)}") from error
+
+
+def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) -> None:
+    """Hold a node's keys and values against the signature of what it builds."""
+    signature = inspect.signature(target)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    annotated = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(annotated)
+    except (NameError, TypeError):  # a type that is only imported for checking: its values go unchecked
+        hints = {}
+    for key in node:
+        if str(key).startswith("_"):
+            continue
+        if key not in signature.parameters and not takes_any:
+            known = [name for name in signature.parameters if name != "self"]
+            raise ConfigError(f"unknown key {where}.{key}: {nearest(str(key), known)}")
+        value = node[key]
+        if key in hints and not (isinstance(value, DictConfig) and "_target_" in value):
+            check_type(value, hints[key], f"{where}.{key}")
+
+
+def check_type(value: Any, hint: Any, where: str) -> Any:
+    """The value, if it fits the type annotation.
+
+    Raises:
+        ConfigError: it does not; the message names the key, the value and what is expected.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value, resolve=True)
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # the type brings a pydantic configuration of its own
+        adapter = TypeAdapter(hint)
+    except PydanticSchemaGenerationError:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        expected = "; or ".join(dict.fromkeys(_expectation(item, value) for item in error.errors()))
+        raise ConfigError(f"{where}={value}: {expected}") from None
+
+
+def _expectation(item: Any, value: Any) -> str:
+    message = str(item["msg"]).removeprefix("Input should be ")
+    message = re.sub(r", unable to parse.*", "", message)
+    if item["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"expected {message} ({nearest(str(value), options)})"
+    return f"expected {message}"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration, dotted, branches included."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node)
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _groups() -> dict[str, list[str]]:
+    """Config groups and their options, as the folder has them."""
+    root = config_dir()
+    groups: dict[str, list[str]] = {}
+    for file in sorted(root.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+    return groups
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise while composing into a ConfigError of one line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: BaseException) -> str:
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found.group(1).lstrip("+~")
+        return f"unknown key {key}: {nearest(key, _known_keys())}"
+    if found := re.search(r"In '[^']+': Could not find '([^']+)'", text):
+        group, _, option = found.group(1).rpartition("/")
+        options = _groups().get(group, [])
+        return f"unknown option {group}={option}: {nearest(option, options)}"
+    if found := re.search(r"Could not find '([^']+)'", text):
+        return f"unknown option {found.group(1)}: {nearest(found.group(1), _groups())}"
+    if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"{found.group(1)} is required: give {found.group(1)}=…"
+    if found := re.search(r"Key '([^']+)' is not in struct", text):
+        return f"unknown key {found.group(1)}: {nearest(found.group(1), _known_keys())}"
+    return _first_line(error)
+
+
+def _known_keys() -> set[str]:
+    """Every key of the default configuration, and the keys of every option of every group."""
+    keys = set(_keys(compose()))
+    for group, options in _groups().items():
+        keys.add(group)
+        for option in options:
+            node = OmegaConf.load(config_dir() / group / f"{option}.yaml")
+            if isinstance(node, DictConfig):
+                keys |= {f"{group}.{key}" for key in _keys(node) if not key.startswith("defaults")}
+    return {key for key in keys if "._" not in key}

@@ -1,0 +1,192 @@
+"""The run directory: what a run leaves behind, written so that a crash leaves nothing half done.
+
+config.yaml        the resolved configuration, written first
+logs/version_*/    learning curves (CSV), one folder for the first start and one for every resume
+checkpoints/       last.pt to resume from while training; model.safetensors, users.parquet, items.parquet,
+                   history.safetensors when done
+per_user.parquet   one row a test user, one column a metric
+manifest.json      versions, git commit, device, seed, data fingerprint, split and leakage report
+metrics.json       flat numbers, written last: a directory that has it is a finished run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recsys import backend
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+MANIFEST = "manifest.json"
+PER_USER = "per_user.parquet"
+LAST = "checkpoints/last.pt"
+MODEL = "checkpoints/model.safetensors"
+USERS = "checkpoints/users.parquet"
+ITEMS = "checkpoints/items.parquet"
+HISTORY = "checkpoints/history.safetensors"
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; it becomes `path` only if the body succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write a file beside `path`, then rename it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message names the file, nothing
+            half-written remains and what was there before is untouched.
+    """
+    try:
+        with beside(path) as temporary:
+            save(temporary)
+    except Exception as error:
+        # safetensors and Polars wrap the system's error in types of their own.
+        if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O" in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise OSError(getattr(error, "errno", None) or 5, f"cannot write {path}: {reason}") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text beside `path`, then rename it."""
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, keys in the order given."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
+    """Write tensors as safetensors, with text beside them."""
+    from safetensors.torch import save_file
+
+    dense = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write(path, lambda temporary: save_file(dense, temporary, metadata or None))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What `write_tensors` wrote: tensors and metadata.
+
+    Raises:
+        ValueError: the file is missing or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the run did not finish, or was moved in part") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def csv_logger(run_dir: Path) -> Logger:
+    """Learning curves as CSV files under the run directory; a resume adds a version and keeps the old."""
+    from pytorch_lightning.loggers import CSVLogger
+
+    return CSVLogger(save_dir=run_dir, name="logs")
+
+
+def wandb_logger(
+    run_dir: Path,
+    project: str = "recsys",
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+) -> Logger:
+    """Weights & Biases; without a key it records offline under the run directory and says so.
+
+    Each call starts a W&B run of its own, whose id is the run directory's name, so that the runs of a
+    sweep do not merge and a resumed run goes on in the same one.
+    """
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+
+    if wandb.run is not None:
+        wandb.finish()
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode in ("offline", "dryrun") or (mode is None and not _wandb_key())
+    if offline and mode is None:
+        print_line("W&B: no API key found, recording offline; upload later with `wandb sync`")
+    run_id = f"{run_dir.parent.name}-{run_dir.name}".replace("/", "-")
+    return WandbLogger(
+        project=project,
+        name=name or run_dir.name,
+        group=group,
+        tags=tags or [],
+        save_dir=run_dir,
+        offline=offline,
+        id=run_id[-64:],
+        resume=None if offline else "allow",
+    )
+
+
+def _wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def print_line(text: str) -> None:
+    """Say one line to the person at the terminal, or in the notebook."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with "+changes" if it differs; None elsewhere."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for manifests and result files."""
+    packages = ("recsys", "torch", "pytorch-lightning", "hydra-core", "polars", "numpy", "scipy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: backend.version(name) for name in packages},
+        "git_commit": git_commit(),
+        "hardware": backend.hardware(device),
+    }

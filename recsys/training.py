@@ -1,0 +1,230 @@
+"""train(cfg) -> Run: read a log, split it, fit a model, measure it, leave a run directory.
+
+Names no model and no data set. A checkpoint holds weights, optimiser state and the position in the
+data, and every random draw of training derives from (seed, step), so a resumed run ends in the same
+bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from recsys import backend, config, tracking
+from recsys.data import batches
+from recsys.data.datamodule import RecDataModule
+from recsys.models.base import Retriever
+from recsys.run import Run
+from recsys.watch import Watch
+
+
+def train(cfg: DictConfig, run_dir: Path) -> Run:
+    """Train and measure the model of a configuration; the result stands in `run_dir`.
+
+    A directory that holds an unfinished run of the same configuration is resumed.
+
+    Args:
+        cfg: what `recsys.config.compose` returns.
+        run_dir: where the run directory goes; it is made if it is not there.
+
+    Raises:
+        ValueError: the configuration or the data do not fit, or `run_dir` holds a finished or another run.
+        Interrupted: SIGINT; the run can be resumed.
+    """
+    _quiet_lightning()
+    checkpoint = _claim(run_dir, cfg)
+    seed = config.check_type(cfg.seed, int, "seed")
+    device = backend.device(cfg.trainer.accelerator)
+    evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
+
+    log = config.build(cfg.data)
+    data = RecDataModule(log, config.build(cfg.split, log=log, seed=seed), seed=seed)
+    pl.seed_everything(seed, verbose=False)
+    model: Retriever = config.build(cfg.model, schema=data.schema)
+    model.observe(data.train)
+    model.to(device)
+
+    tracking.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
+    logger = config.build(cfg.logger, run_dir=run_dir)
+    watch = Watch(
+        run_dir,
+        model,
+        logger,
+        validate=_validation(cfg, model, data, evaluate),
+        monitor=f"val/{cfg.monitor}",
+        patience=config.check_type(cfg.patience, int | None, "patience"),
+        checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
+        resume_from=checkpoint,
+    )
+    with watch:
+        if isinstance(getattr(model, "fit", None), type(model.__init__)):
+            model.fit(data.train.to(device), watch.report)
+            samples = len(data.train) * watch.epochs_here
+        else:
+            samples = _fit_by_gradient(cfg, model, data, watch, logger, seed)
+    logger.finalize("success")
+    model.to(device).eval()
+
+    found = evaluate(score=model.scorer_with_fallback(), queries=data.test)
+    metrics: dict[str, Any] = {
+        **_flat(found, "test"),
+        **watch.latest,
+        "train/seconds": round(watch.seconds, 3),
+        "train/samples_per_second": round(samples / max(watch.seconds, 1e-9), 1),
+        "evaluation/seconds": round(found.seconds, 3),
+        "evaluation/users": len(found.per_user),
+    }
+    run = Run.save(run_dir, model, data)
+    tracking.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
+    manifest = {
+        "model": cfg.model["_target_"],
+        "seed": seed,
+        "data": {"name": log.name, "files": log.files, "fingerprint": data.fingerprint, **log.counts},
+        "split": data.report,
+        "evaluation": found.counts,
+        **tracking.environment(device),
+    }
+    tracking.write_json(run_dir / tracking.MANIFEST, manifest)
+    tracking.write_json(run_dir / tracking.METRICS, metrics)
+    watch.forget()
+    return run
+
+
+def _claim(run_dir: Path, cfg: DictConfig) -> Path | None:
+    """The checkpoint to resume from, if the directory holds one of the same configuration."""
+    if (run_dir / tracking.METRICS).exists():
+        raise ValueError(f"{run_dir} holds a finished run: choose another hydra.run.dir, or remove it")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file: choose another hydra.run.dir")
+    written = run_dir / tracking.CONFIG
+    if not written.exists():
+        return None
+    before = config.flat(config.load(written))
+    now = config.flat(cfg)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{run_dir} holds an unfinished run with {key}={before.get(key)}, not {now.get(key)}: "
+                f"resume it with `recsys resume run={run_dir}`, or choose another hydra.run.dir"
+            )
+    checkpoint = run_dir / tracking.LAST
+    return checkpoint if checkpoint.exists() else None
+
+
+def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate: Any) -> Any:
+    """A callable that measures the model on the validation queries, or None where there are none."""
+    name, _, k = str(cfg.monitor).partition("@")
+    if not name or not k.isdigit():
+        raise ValueError(f"monitor={cfg.monitor}: expected a metric and a cut-off, such as ndcg@10")
+    if data.validation is None:
+        if cfg.patience is not None:
+            raise ValueError(
+                "patience needs a validation set: set split.validation above 0, or patience=null"
+            )
+        return None
+
+    def validate() -> dict[str, float]:
+        model.eval()
+        found = evaluate(
+            score=model.scorer_with_fallback(), queries=data.validation, k=[int(k)], num_replicates=0
+        )
+        model.train()
+        if cfg.monitor not in found.metrics:
+            raise ValueError(f"monitor={cfg.monitor}: {config.nearest(cfg.monitor, found.metrics)}")
+        return {f"val/{metric}": value for metric, value in found.metrics.items()}
+
+    return validate
+
+
+def _fit_by_gradient(
+    cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, logger: Any, seed: int
+) -> int:
+    """Train with Lightning on resident batches; returns how many positives were stepped on."""
+    source = getattr(batches, model.batches)(
+        data.train, batch_size=model.batch_size, seed=seed, device=backend.device(cfg.trainer.accelerator)
+    )
+    epochs = cfg.trainer.max_epochs or model.max_epochs
+    callback = _Lightning(watch, source, epochs)
+    trainer = config.build(
+        cfg.trainer,
+        devices=1,
+        max_epochs=epochs,
+        logger=logger,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    # Lightning counts finished epochs here; a resumed run goes on counting where the checkpoint was.
+    trainer.fit_loop.epoch_progress.current.completed = watch.epoch
+    trainer.fit_loop.epoch_progress.current.processed = watch.epoch
+    trainer.fit(model, train_dataloaders=None, datamodule=_Chunks(source, watch))
+    return callback.samples
+
+
+class _Chunks(pl.LightningDataModule):
+    """Hands Lightning the chunks of the current epoch that are still to come."""
+
+    def __init__(self, source: Any, watch: Watch) -> None:
+        super().__init__()
+        self.source, self.watch = source, watch
+
+    def train_dataloader(self) -> Any:
+        return _Rest(self.source, self.watch.epoch, self.watch.chunk)
+
+
+class _Rest:
+    """The chunks of one epoch from a given one on. Without a length: Lightning ends when it does."""
+
+    def __init__(self, source: Any, epoch: int, start: int) -> None:
+        self.source, self.epoch, self.start = source, epoch, start
+
+    def __iter__(self) -> Any:
+        return self.source.chunks(self.epoch, self.start)
+
+
+class _Lightning(pl.Callback):
+    """Tells the watch what Lightning has done."""
+
+    def __init__(self, watch: Watch, source: Any, epochs: int) -> None:
+        self.watch, self.source, self.epochs = watch, source, epochs
+        self.samples = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.optimizers = trainer.optimizers
+        self.watch.load_optimizers()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += batch["user_idx"].numel()
+        self.watch.chunk_done(len(self.source), self.epochs)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.watch.report(self.watch.epoch + 1, self.epochs, measured)
+
+
+def _flat(found: Any, prefix: str) -> dict[str, float]:
+    """An evaluation as flat metrics: prefix/recall@20, and /low and /high where an interval is known."""
+    flat = {f"{prefix}/{name}": value for name, value in found.metrics.items()}
+    for name, (low, high) in found.intervals.items():
+        flat[f"{prefix}/{name}/low"], flat[f"{prefix}/{name}/high"] = low, high
+    return flat | {f"{prefix}/warm/{name}": value for name, value in found.warm.items()}
+
+
+def _quiet_lightning() -> None:
+    """Lightning's hints concern per-row data loaders and processes that this trainer does not use."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning.*")
+    torch.set_float32_matmul_precision("highest")
