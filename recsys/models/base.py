@@ -6,7 +6,7 @@ Shapes in names: B batch, I items, N some items, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,14 @@ def no_report(done: int, total: int, measured: dict[str, float]) -> None:
     """The default: tell nobody."""
 
 
+@runtime_checkable
+class Solver(Protocol):
+    """A retriever that is not trained by gradient: a closed form, or alternating sweeps."""
+
+    def fit(self, interactions: Interactions, report: Report = ...) -> None:
+        """Solve for a training set whose rows are user_idx, telling `report` of every step."""
+
+
 class Retriever(pl.LightningModule):
     """Scores every item for every user of a batch.
 
@@ -34,6 +42,8 @@ class Retriever(pl.LightningModule):
 
     item_counts: Tensor
     user_counts: Tensor
+    # Set by models that know a user by the history of the batch and not by a row of their own.
+    scores_from_history = False
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -77,7 +87,12 @@ class Retriever(pl.LightningModule):
     def personal(self, batch: UserBatch) -> Tensor:
         """Whether the model knows each user, bool [B]. Where it does not, the fallback answers: the
         items in order of their count in train."""
-        return self.user_counts[batch["user_idx"]] > 0
+        if not self.scores_from_history:
+            return self.user_counts.index_select(0, batch["user_idx"]) > 0
+        # A history of nothing but items that had no positive in train tells such a model nothing.
+        history: Interactions = batch["history"]
+        told = (self.item_counts.index_select(0, history.item_idx) > 0).long()
+        return torch.zeros_like(history.indptr[1:]).index_add_(0, history.row_idx(), told) > 0
 
     def scorer_with_fallback(self) -> Callable[[UserBatch], Tensor]:
         """`scorer`, answered by the fallback for users the model does not know."""

@@ -1,0 +1,300 @@
+"""iALS: matrix factorisation over all cells of the matrix, by alternating least squares.
+
+Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (ICDM 2008); Rendle, Krichene,
+Zhang & Koren, "Revisiting the Performance of iALS on Item Recommendation Benchmarks" (arXiv 2110.14037).
+Shapes in names: U users, I items, R rows of the side being solved, N rows of the other, D dim, Z pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recsys.models.base import Report, Retriever, no_report
+from recsys.schema import Interactions, Schema, UserBatch
+
+GRAM_BLOCK = 65536  # rows widened to float64 at a time
+FOLD_IN_TOLERANCE = 1e-6  # preconditioned residual at which a folded-in user is solved, relative to the first
+TINY = torch.finfo(torch.float32).tiny
+
+
+class ALS(Retriever):
+    """Implicit-feedback ALS. Minimises, over all cells of the users x items matrix,
+
+        sum_{(u, i) positive} positive_weight (1 - x_u.y_i)^2 + sum_{all others} unobserved_weight (x_u.y_i)^2
+        + regularization (sum_u f_u |x_u|^2 + sum_i f_i |y_i|^2),
+        f_u = (positives of u + unobserved_weight * items)^frequency_exponent, f_i alike over users,
+
+    where items and users are counted that have a positive. Exponent 1 is the frequency-scaled
+    regularisation of Rendle et al., 0 is plain L2. Only two of the first three constants matter to the
+    ranking: multiplying all of them by one number changes nothing while the exponent is 0.
+
+    The same in other notations:
+        implicit (alpha, regularization): positive_weight=alpha, unobserved_weight=1, the same
+            regularization, frequency_exponent=0.
+        Rendle et al. (alpha_0, lambda), who fit (1 - s)^2 on positives plus alpha_0 s^2 on every cell:
+            positive_weight=1, unobserved_weight=alpha_0 / (1 + alpha_0), the same regularization; their
+            factors are ours over sqrt(1 + alpha_0), and f differs by that unobserved_weight.
+
+    How a sweep works. Both sides are rotated into the eigenvectors of the fixed side's Gram matrix, which
+    changes no score and no norm and makes the part that all rows' systems share diagonal. That diagonal
+    preconditions conjugate gradients, run for all rows at once from the factors of the sweep before: one
+    sampled dense-dense and one sparse-dense product a step, whatever the lengths of the rows. Memory is
+    a few times the factors and the pairs.
+
+    Users are scored by folding in the history of the batch (conjugate gradients to convergence), so
+    new users and grown histories need no training.
+
+    Args:
+        schema: the sizes.
+        embedding_dim: D.
+        num_sweeps: updates of all users and then all items.
+        regularization, frequency_exponent, positive_weight, unobserved_weight: see above.
+        cg_steps: conjugate gradient steps a row and sweep.
+        init_std: standard deviation of an initial vector's length: its entries have init_std / sqrt(D).
+        seed: of the initial factors.
+    """
+
+    scores_from_history = True
+    user_factors_UD: Tensor
+    item_factors_ID: Tensor
+    sweeps_done: Tensor
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 64,
+        num_sweeps: int = 16,
+        regularization: float = 0.003,
+        frequency_exponent: float = 1.0,
+        positive_weight: float = 1.0,
+        unobserved_weight: float = 0.1,
+        cg_steps: int = 2,
+        init_std: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(schema)
+        for name, value in (
+            ("embedding_dim", embedding_dim),
+            ("num_sweeps", num_sweeps),
+            ("cg_steps", cg_steps),
+            ("regularization", regularization),
+            ("unobserved_weight", unobserved_weight),
+            ("init_std", init_std),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if positive_weight < unobserved_weight:
+            raise ValueError(
+                f"positive_weight={positive_weight} must be at least unobserved_weight={unobserved_weight}"
+            )
+        self.embedding_dim = embedding_dim
+        self.num_sweeps = num_sweeps
+        self.regularization = regularization
+        self.frequency_exponent = frequency_exponent
+        self.positive_weight = positive_weight
+        self.unobserved_weight = unobserved_weight
+        self.cg_steps = cg_steps
+        self.init_std = init_std
+        self.seed = seed
+        self.register_buffer("user_factors_UD", torch.zeros(schema.num_users, embedding_dim))
+        self.register_buffer("item_factors_ID", torch.zeros(schema.num_items, embedding_dim))
+        self.register_buffer("sweeps_done", torch.zeros((), dtype=torch.int64))
+
+    def fit(self, interactions: Interactions, report: Report = no_report) -> None:
+        """Sweep until `num_sweeps` are done, from wherever `sweeps_done` stands.
+
+        Every report carries "train/loss", the objective after the sweep summed over all cells in float64,
+        and "train/sweep_seconds".
+
+        Raises:
+            ValueError: there are no interactions, or their indices do not fit the schema.
+        """
+        self.observe(interactions)
+        if not len(interactions):
+            raise ValueError("ALS needs at least one positive pair, this training set has none")
+        order_Z = torch.argsort(interactions.item_idx, stable=True)
+        indptr = F.pad(torch.cumsum(self.item_counts, 0), (1, 0))
+        transposed = Interactions(indptr, interactions.row_idx()[order_Z], self.schema.num_users)
+        by_user, by_item = csr(interactions), csr(transposed)
+        ridge_U = self._ridge(self.user_counts, self.item_counts)
+        ridge_I = self._ridge(self.item_counts, self.user_counts)
+        if int(self.sweeps_done) == 0:
+            self._initialise()
+        users_UD, items_ID = self.user_factors_UD, self.item_factors_ID
+        scores_Z = sampled_products(by_user, users_UD, items_ID)
+        while int(self.sweeps_done) < self.num_sweeps:
+            started = time.perf_counter()
+            users_UD, scores_Z = self._solve(by_user, users_UD, items_ID, ridge_U, scores_Z, self.cg_steps)
+            users_UD, items_ID = eigenbasis(users_UD, items_ID)
+            items_ID, _ = self._solve(by_item, items_ID, users_UD, ridge_I, scores_Z[order_Z], self.cg_steps)
+            items_ID, users_UD = eigenbasis(items_ID, users_UD)
+            # Afresh from the factors, so that a resumed fit starts from the very same numbers.
+            scores_Z = sampled_products(by_user, users_UD, items_ID)
+            self.user_factors_UD.copy_(users_UD)
+            self.item_factors_ID.copy_(items_ID)
+            self.sweeps_done += 1
+            measured = {
+                "train/loss": self._loss(scores_Z, users_UD, items_ID, ridge_U, ridge_I),
+                "train/sweep_seconds": time.perf_counter() - started,
+            }
+            report(int(self.sweeps_done), self.num_sweeps, measured)
+
+    def encode_users(self, batch: UserBatch) -> Tensor:
+        """Each user's least squares problem solved for the history of the batch, float [B, D].
+
+        The history weighs what it would in training; items without a positive in train do not count.
+        """
+        history: Interactions = batch["history"]
+        known_Z = (self.item_counts.index_select(0, history.item_idx) > 0).long()
+        count_B = torch.zeros_like(history.indptr[1:]).index_add_(0, history.row_idx(), known_Z)
+        start_BD = self.item_factors_ID.new_zeros(history.num_rows, self.embedding_dim)
+        users_BD, _ = self._solve(
+            csr(history),
+            start_BD,
+            self.item_factors_ID,
+            self._ridge(count_B, self.item_counts),
+            start_BD.new_zeros(len(history)),
+            steps=2 * self.embedding_dim,
+            tolerance=FOLD_IN_TOLERANCE,
+        )
+        return users_BD
+
+    def encode_items(self, item_idx: Tensor) -> Tensor:
+        """Item vectors, float [N, D]."""
+        return self.item_factors_ID.index_select(0, item_idx)
+
+    def _initialise(self) -> None:
+        """Gaussian items, zero users; rows without a positive stay zero, which is their optimum."""
+        generator = torch.Generator().manual_seed(self.seed)
+        std = self.init_std / math.sqrt(self.embedding_dim)
+        items_ID = torch.randn(self.item_factors_ID.shape, generator=generator).to(self.device) * std
+        items_ID *= (self.item_counts > 0)[:, None]
+        self.item_factors_ID.copy_(eigenbasis(items_ID, items_ID[:0])[0])
+        self.user_factors_UD.zero_()
+
+    def _ridge(self, count_R: Tensor, other_count_N: Tensor) -> Tensor:
+        """regularization * f, float32 [R]."""
+        weight_R = count_R + self.unobserved_weight * int((other_count_N > 0).sum())
+        return self.regularization * weight_R.float() ** self.frequency_exponent
+
+    def _solve(
+        self,
+        matrix_RN: Tensor,
+        x_RD: Tensor,
+        y_ND: Tensor,
+        ridge_R: Tensor,
+        scores_Z: Tensor,
+        steps: int,
+        tolerance: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Preconditioned conjugate gradients on every row's normal equations,
+
+            (unobserved_weight Y'Y + ridge + (positive_weight - unobserved_weight) Y_r'Y_r) x_r
+                = positive_weight Y_r'1,  Y_r the vectors of the row's pairs.
+
+        Args:
+            matrix_RN: the pairs; its values are not used.
+            x_RD: where to start; scores_Z: its products with y_ND at the pairs.
+            y_ND: the fixed side, in a basis that makes Y'Y diagonal.
+            steps, tolerance: stop after so many steps, or once every row's residual has shrunk so far.
+
+        Returns:
+            The new x_RD and scores_Z.
+        """
+        excess = self.positive_weight - self.unobserved_weight
+        energy_D = y_ND.square().sum(0, dtype=torch.float64).float()
+        diagonal_RD = ridge_R[:, None] + self.unobserved_weight * energy_D
+        residual_RD = with_values(matrix_RN, self.positive_weight - excess * scores_Z) @ y_ND
+        residual_RD -= diagonal_RD * x_RD
+        direction_RD = residual_RD / diagonal_RD
+        descent_R = row_dots(residual_RD, direction_RD)
+        first_R = descent_R
+        for step in range(steps):
+            products_Z = sampled_products(matrix_RN, direction_RD, y_ND)
+            image_RD = with_values(matrix_RN, products_Z) @ y_ND
+            image_RD = torch.addcmul(excess * image_RD, diagonal_RD, direction_RD)
+            # A row that is solved has direction 0 and must not become 0 / 0.
+            length_R = descent_R / row_dots(direction_RD, image_RD).clamp_min(TINY)
+            x_RD = torch.addcmul(x_RD, length_R[:, None], direction_RD)
+            scores_Z = torch.addcmul(scores_Z, per_pair(matrix_RN, length_R), products_Z)
+            if step + 1 == steps:
+                break
+            residual_RD.addcmul_(length_R[:, None], image_RD, value=-1.0)
+            preconditioned_RD = residual_RD / diagonal_RD
+            before_R, descent_R = descent_R, row_dots(residual_RD, preconditioned_RD)
+            if tolerance and bool((descent_R <= tolerance**2 * first_R).all()):
+                break
+            momentum_R = descent_R / before_R.clamp_min(TINY)
+            direction_RD = torch.addcmul(preconditioned_RD, momentum_R[:, None], direction_RD)
+        return x_RD, scores_Z
+
+    def _loss(
+        self, scores_Z: Tensor, users_UD: Tensor, items_ID: Tensor, ridge_U: Tensor, ridge_I: Tensor
+    ) -> float:
+        """The objective over all cells; items_ID in the basis that makes its Gram matrix diagonal."""
+        scores_Z = scores_Z.double()
+        user_square_UD, item_square_ID = users_UD.square(), items_ID.square()
+        pairs = self.positive_weight * (1 - scores_Z).square() - self.unobserved_weight * scores_Z.square()
+        # sum of (x_u.y_i)^2 over all cells is <X'X, Y'Y>: with Y'Y diagonal, the diagonals' product.
+        cells = user_square_UD.sum(0, dtype=torch.float64) @ item_square_ID.sum(0, dtype=torch.float64)
+        norms = user_square_UD.sum(1).double() @ ridge_U.double()
+        norms += item_square_ID.sum(1).double() @ ridge_I.double()
+        return float(pairs.sum() + self.unobserved_weight * cells + norms)
+
+
+def csr(pairs: Interactions) -> Tensor:
+    """The pairs as a sparse CSR tensor of ones, float32 [rows, num_items].
+
+    Raises:
+        ValueError: an item lies outside the range; unchecked it would read foreign memory.
+    """
+    item_idx = pairs.item_idx
+    if len(pairs):
+        low, high = int(item_idx.min()), int(item_idx.max())
+        if low < 0 or high >= pairs.num_items:
+            raise ValueError(f"item_idx must lie in [0, {pairs.num_items}), found [{low}, {high}]")
+    values = torch.ones(len(pairs), device=pairs.device)
+    with warnings.catch_warnings():  # once a process: "Sparse CSR tensor support is in beta state"
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(
+            pairs.indptr.int(), item_idx.int(), values, (pairs.num_rows, pairs.num_items)
+        )
+
+
+def with_values(matrix: Tensor, values_Z: Tensor) -> Tensor:
+    """The same pattern with other values."""
+    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values_Z, matrix.shape)
+
+
+def sampled_products(matrix_RN: Tensor, x_RD: Tensor, y_ND: Tensor) -> Tensor:
+    """x_r.y_n at the stored pairs (r, n), float [Z]."""
+    return torch.sparse.sampled_addmm(matrix_RN, x_RD, y_ND.T, beta=0.0).values()
+
+
+def per_pair(matrix_RN: Tensor, values_R: Tensor) -> Tensor:
+    """A row's value at each of its pairs, [Z]."""
+    return torch.repeat_interleave(
+        values_R, matrix_RN.crow_indices().diff(), output_size=matrix_RN.values().numel()
+    )
+
+
+def row_dots(a_RD: Tensor, b_RD: Tensor) -> Tensor:
+    """Inner product of each row of one with the same row of the other, [R]."""
+    return torch.linalg.vecdot(a_RD, b_RD)
+
+
+def eigenbasis(fixed_ND: Tensor, other_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides rotated so that the Gram matrix of the first is diagonal; their products stay."""
+    gram_DD = fixed_ND.new_zeros(fixed_ND.shape[1], fixed_ND.shape[1], dtype=torch.float64)
+    for block_ND in fixed_ND.split(GRAM_BLOCK):
+        block_ND = block_ND.double()
+        gram_DD.addmm_(block_ND.T, block_ND)
+    rotation_DD = torch.linalg.eigh(gram_DD).eigenvectors.to(fixed_ND.dtype)
+    return fixed_ND @ rotation_DD, other_RD @ rotation_DD
