@@ -1,0 +1,341 @@
+"""The answer key: what a user would click, what a list is worth, and what the log will show.
+
+Three questions that are never mixed up:
+- `relevance`: P(click | examined), the truth about a pair;
+- `utility`: clicks and seconds to expect of a list if it were shown;
+- `LogOracle`: P(at least one click in the test window under the logging policy), which is what logged
+  recall rewards: an upper bound for every model that is measured on the log.
+
+How the log oracle integrates. Visits are Poisson, so with x the expected number of visits in which the video is
+clicked, P = 1 - exp(-x) exactly, and x = sum over days of rate * attention(p) * relevance, where relevance is averaged
+over the visit's intent (the policy does not know it) and attention(p) = E[reach * examination at the video's position]
+for a video of draw probability p. Drawing different videos one after the other is the order of independent exponential
+arrivals of rates p, so attention(p) = integral of p exp(-p t) E[g(1 + N(t))] dt with N(t) the number of other videos
+arrived by t: a Poisson binomial. Its expectation is the Poisson one with the second-order correction
+-1/2 sum(q^2) E[D^2 g] (Barbour and Hall 1984), and the integral a Gauss-Legendre sum over log(1 + t).
+
+Shapes: B users, I items, N videos, K list length, J nodes, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.schema import NUM_RESERVED, UserBatch
+from recsys.world.behaviour import (
+    click_logit,
+    examination,
+    expected_watch,
+    fresh_range,
+    hour_cdf,
+    intent_logit,
+    log_taste,
+    reach,
+    session_rate,
+    speaks,
+)
+from recsys.world.population import (
+    DAY_US,
+    Users,
+    Videos,
+    World,
+    taste,
+    user_numbers,
+    users,
+    video_numbers,
+    videos,
+)
+
+NODES = 64
+GRID = 64
+LEAST_PROBABILITY = 1e-9
+PAIRS_AT_ONCE = 1 << 17
+
+When = datetime | int
+
+
+def microseconds(when: When) -> int:
+    """A moment as microseconds since 1970; a datetime without a time zone is UTC."""
+    if isinstance(when, int):
+        return when
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return round(when.timestamp() * 1_000_000)
+
+
+# --- relevance --------------------------------------------------------------------------------------
+
+
+def relevance(
+    world: World, user_id: Tensor, item_id: Tensor, time: When | None = None, intent: Tensor | None = None
+) -> Tensor:
+    """P(click | examined) of pairs of raw ids, averaged over intents or under the given ones.
+
+    Args:
+        user_id, item_id: int64 [N].
+        time: taken for what is to come; nothing drifts yet.
+        intent: topics, int64 [N].
+
+    Returns: float64 [N]. Raises ValueError for an id that is not of this world.
+    """
+    who = users(world, user_numbers(world, user_id))
+    what = videos(world, video_numbers(world, item_id))
+    share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
+    understood = speaks(who.country, what.language)
+    logit = click_logit(world, log_taste(world, share), log_taste(world, second), understood, who.bias, what)
+    if intent is not None:
+        return torch.sigmoid(logit + intent_logit(world, intent, what))
+    return _over_intents(world, logit, share, second, what)
+
+
+def _over_intents(world: World, logit: Tensor, first: Tensor, second: Tensor, what: Videos) -> Tensor:
+    """The mean over intents: the first topic, the second, or neither. first, second: `taste` of them."""
+    same = what.topic == what.second_topic
+    weight = torch.where(same, 0.0, second)
+    in_first = torch.sigmoid(logit + intent_logit(world, what.topic, what))
+    in_second = torch.sigmoid(logit + intent_logit(world, what.second_topic, what))
+    return first * in_first + weight * in_second + (1 - first - weight) * torch.sigmoid(logit)
+
+
+def _relevance_BN(world: World, who: Users, what: Videos) -> Tensor:
+    """Relevance of all pairs, float32, averaged over intents."""
+    topics = torch.arange(world.num_topics, device=who.number.device)
+    share = taste(world, who, topics.expand(who.number.numel(), -1))
+    log_share, share = log_taste(world, share).float(), share.float()
+    first, second = log_share[:, what.topic], log_share[:, what.second_topic]
+    understood = speaks(who.country[:, None], what.language)
+    logit = click_logit(world, first, second, understood, who.bias[:, None].float(), what)
+    return _over_intents(world, logit, share[:, what.topic], share[:, what.second_topic], what)
+
+
+# --- utility ----------------------------------------------------------------------------------------
+
+
+def attention(world: World) -> Tensor:
+    """P(a visit reaches position 0, 1, ... and examines it), float64 [max_depth]."""
+    return reach(world) * examination(world)
+
+
+def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = None) -> tuple[Tensor, Tensor]:
+    """Clicks and seconds of watching to expect of one visit, were these lists shown.
+
+    Args:
+        user_id: int64 [B]. lists: raw item ids, int64 [B, K], first position first, K <= max_depth.
+
+    Returns: (clicks, watch_seconds), float64 [B] each.
+    Raises ValueError: a list longer than max_depth, or an id that is not of this world.
+    """
+    B, K = lists.shape
+    if world.max_depth < K:
+        raise ValueError(f"lists of {K} are longer than a visit can be: world.max_depth={world.max_depth}")
+    flat_user, flat_item = user_id.repeat_interleave(K), lists.reshape(-1)
+    clicks = relevance(world, flat_user, flat_item, time).view(B, K) * attention(world)[:K].to(lists.device)
+    who = users(world, user_numbers(world, flat_user))
+    what = videos(world, video_numbers(world, flat_item))
+    seconds = expected_watch(world, log_taste(world, taste(world, who, what.topic)), what)
+    return clicks.sum(1), (clicks * seconds.view(B, K)).sum(1)
+
+
+# --- scorers ----------------------------------------------------------------------------------------
+
+
+class RelevanceScorer:
+    """Ranks by relevance at a moment, averaged over intents: the best list, and not the best logged recall.
+
+    Args:
+        item_ids: int64 [num_items], the raw id of every item index; the first two are ignored.
+        time: the cut; see `relevance`.
+    """
+
+    def __init__(self, world: World, item_ids: Tensor, time: When | None = None) -> None:
+        self.world = world
+        self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
+
+    def score(self, batch: UserBatch) -> Tensor:
+        """scores_BI from batch["user_key"], the raw user ids: P(click | examined), float32 [B, num_items]."""
+        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), self._block)
+
+    __call__ = score
+
+    def _block(self, who: Users) -> Tensor:
+        return _relevance_BN(self.world, who, self.what)
+
+
+class LogOracle:
+    """Ranks by P(at least one click in [cut, end) under the logging policy), knowing the people and the policy
+    but not the noise.
+
+    A visit counts by its start. One approximation beside those of the module's head: the number of other videos arrived
+    by t is taken on one day, the middle of the window.
+
+    Args:
+        item_ids: int64 [num_items], the raw id of every item index; the first two are ignored.
+        cut, end: the test window; end defaults to the end of the month.
+
+    Raises ValueError: an empty window, or an id that is not of this world.
+    """
+
+    def __init__(self, world: World, item_ids: Tensor, cut: When, end: When | None = None) -> None:
+        self.world = world
+        month_end = world.start_us + world.num_days * DAY_US
+        low = max(microseconds(cut), world.start_us)
+        high = min(month_end if end is None else microseconds(end), month_end)
+        if low >= high:
+            raise ValueError(
+                f"the test window [{cut}, {end}) holds no moment of world {world.name}, which lasts "
+                f"from {world.start} for {world.num_days} days"
+            )
+        days = range((low - world.start_us) // DAY_US, (high - 1 - world.start_us) // DAY_US + 1)
+        self.window = (low, high)
+        self.days = days
+        self.middle = days[len(days) // 2]
+        self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
+
+        # A video waits, holds a place, holds one and is fresh, or has lost it: by state the days and the videos.
+        device = item_ids.device
+        day = torch.tensor(list(days), device=device)[:, None]
+        there = self.what.upload_day <= day
+        holding = there & (day < self.what.replaced_day)
+        fresh = torch.stack([_fresh(world, d, self.what) for d in days])
+        self.states = []
+        for in_state_DI, holds, is_fresh in (
+            (there & ~holding, False, False),
+            (holding & ~fresh, True, False),
+            (holding & fresh, True, True),
+        ):
+            columns = in_state_DI.any(0).nonzero()[:, 0]
+            if columns.numel():
+                base_N, slope_N = self._draw(self.what[columns], holds, is_fresh)
+                days_DN = in_state_DI[:, columns].float()
+                self.states.append((columns, days_DN, base_N, slope_N, self.what.topic[columns]))
+
+        x, w = np.polynomial.legendre.leggauss(NODES)
+        longest = float(np.log1p(30.0 * world.max_depth))
+        s = torch.tensor((x + 1) / 2 * longest)
+        self.t_J = torch.expm1(s).to(device)
+        self.dt_J = (torch.exp(s) * torch.tensor(w) * longest / 2).to(device)
+        g = torch.cat([attention(world), torch.zeros(2, dtype=torch.float64)])
+        g_P, step_P = g[:-2], g[1:-1] - g[:-2]
+        self.g_P3 = torch.stack([g_P, step_P, g[2:] - g[1:-1] - step_P], 1).to(device)
+        self.p_G = torch.logspace(np.log10(LEAST_PROBABILITY), 0, GRID, dtype=torch.float64, device=device)
+        least = min(world.wander / world.num_topics, 0.5)
+        self.share_S = torch.logspace(np.log10(least), 0, GRID, dtype=torch.float64, device=device)
+        self.arrived_KSJ2 = self._arrived_by_topic()
+
+    def score(self, batch: UserBatch) -> Tensor:
+        """scores_BI from batch["user_key"], the raw user ids: the probability, float32 [B, num_items]."""
+        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), self._block)
+
+    __call__ = score
+
+    def visits(self, who: Users) -> Tensor:
+        """Expected visits that start in the window, by day: float64 [B, days]."""
+        world, (low, high) = self.world, self.window
+        cdf = hour_cdf(world).to(who.number.device)[who.peak_hour]
+        rates = []
+        for day in self.days:
+            midnight = world.start_us + day * DAY_US
+            share = _before(cdf, (high - midnight) / DAY_US) - _before(cdf, (low - midnight) / DAY_US)
+            rates.append(session_rate(world, who, day) * share)
+        return torch.stack(rates, 1)
+
+    def _block(self, who: Users) -> Tensor:
+        topics = torch.arange(self.world.num_topics, device=who.number.device)
+        share_BK = taste(self.world, who, topics.expand(who.number.numel(), -1))
+        visits_BD = self.visits(who).float()
+        attention_BG = self._attention_per_probability(share_BK)
+        share_BK = share_BK.float()
+        expected_BI = torch.zeros(who.number.numel(), self.what.number.numel(), device=who.number.device)
+        for columns, days_DN, base_N, slope_N, topic_N in self.states:
+            p_BN = base_N + share_BK[:, topic_N] * slope_N
+            below_BN, part_BN = _on_grid(p_BN, self.p_G)
+            low_BN, high_BN = attention_BG.gather(1, below_BN), attention_BG.gather(1, below_BN + 1)
+            expected_BI[:, columns] += p_BN * torch.lerp(low_BN, high_BN, part_BN) * (visits_BD @ days_DN)
+        return -torch.expm1(-expected_BI * _relevance_BN(self.world, who, self.what))
+
+    def _draw(self, what: Videos, holds: Tensor | bool, is_fresh: Tensor | bool) -> tuple[Tensor, Tensor]:
+        """`probability` on the middle day as base + slope * taste for the topic, float32 [N] each."""
+        world = self.world
+        low, high = fresh_range(world, self.middle)
+        base = world.explore_share / high + is_fresh * (world.fresh_share / max(high - low, 1))
+        return (
+            base + holds * world.popularity_share * what.popularity,
+            holds * world.taste_share * what.topic_popularity,
+        )
+
+    def _arrived_by_topic(self) -> Tensor:
+        """Sums over the videos of a topic of q = 1 - exp(-p t) and of q^2, by the user's share of interest for the
+        topic and by t: float64 [K, S, J, 2]."""
+        world, day = self.world, self.middle
+        what = videos(world, torch.arange(world.num_videos, device=self.t_J.device))
+        there = what.upload_day <= day
+        base_N, slope_N = self._draw(what, there & (day < what.replaced_day), _fresh(world, day, what))
+        tables = []
+        for share in self.share_S:
+            p_N = there * (base_N + share * slope_N)
+            sums = torch.zeros(world.num_topics, NODES, 2, dtype=torch.float64, device=p_N.device)
+            for rows in range(0, world.num_videos, PAIRS_AT_ONCE // NODES):
+                part = slice(rows, rows + PAIRS_AT_ONCE // NODES)
+                q_NJ = -torch.expm1(-p_N[part, None] * self.t_J)
+                sums.index_add_(0, what.topic[part], torch.stack([q_NJ, q_NJ.square()], 2))
+            tables.append(sums)
+        return torch.stack(tables, 1)
+
+    def _attention_per_probability(self, share_BK: Tensor) -> Tensor:
+        """attention(p) / p of each user on the grid of p, float32 [B, G]."""
+        below_BK, part_BK = _on_grid(share_BK, self.share_S)
+        topic = torch.arange(self.world.num_topics, device=share_BK.device)
+        low, high = self.arrived_KSJ2[topic, below_BK], self.arrived_KSJ2[topic, below_BK + 1]
+        mean_BJ, square_BJ = torch.lerp(low, high, part_BK[..., None, None]).sum(1).unbind(2)
+
+        n_P = torch.arange(self.world.max_depth, dtype=torch.float64, device=mean_BJ.device)
+        log_pmf_BJP = n_P * torch.log(mean_BJ)[..., None] - mean_BJ[..., None] - torch.lgamma(n_P + 1)
+        g0, g1, g2 = (torch.exp(log_pmf_BJP) @ self.g_P3).unbind(2)
+        g0 = g0 - square_BJ / 2 * g2
+        e_GJ = torch.exp(-self.p_G[:, None] * self.t_J) * self.dt_J
+        q_GJ = -torch.expm1(-self.p_G[:, None] * self.t_J)
+        # Without the video itself: q less of the mean, q^2 less of the squares.
+        return (g0 @ e_GJ.T - g1 @ (e_GJ * q_GJ).T + g2 @ (e_GJ * q_GJ.square()).T).float()
+
+
+def _on_grid(values: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where values lie on a grid that is even in the logarithm: the point below, and the part of the way to the next."""
+    first, last = float(grid[0].log()), float(grid[-1].log())
+    place = (torch.log(values) - first).mul_((grid.numel() - 1) / (last - first)).clamp_(0, grid.numel() - 1)
+    below = place.long().clamp_(max=grid.numel() - 2)
+    return below, place - below
+
+
+def _fresh(world: World, day: int, what: Videos) -> Tensor:
+    low, high = fresh_range(world, day)
+    return (what.number >= low) & (what.number < high)
+
+
+def _before(cdf: Tensor, part: float) -> Tensor:
+    """Share of the visits of a day that start in its first `part`, [B]; cdf: [B, 25]."""
+    hour = min(max(part, 0.0), 1.0) * 24
+    whole = min(int(hour), 23)
+    return cdf[:, whole] + (hour - whole) * (cdf[:, whole + 1] - cdf[:, whole])
+
+
+def _narrow(what: Videos) -> Videos:
+    """Float columns as float32: enough for scores, and half the memory of all pairs."""
+    columns = {
+        name: column.float() if column.is_floating_point() else column for name, column in vars(what).items()
+    }
+    return Videos(**columns)
+
+
+def _in_blocks(world: World, user_id: Tensor, num_videos: int, score: Callable[[Users], Tensor]) -> Tensor:
+    """Score users in blocks that fit a cache, with the reserved columns at 0."""
+    who = users(world, user_numbers(world, user_id))
+    size = max(1, PAIRS_AT_ONCE // num_videos)
+    scores_BI = torch.zeros(user_id.numel(), num_videos + NUM_RESERVED, device=user_id.device)
+    for start in range(0, user_id.numel(), size):
+        rows = slice(start, start + size)
+        scores_BI[rows, NUM_RESERVED:] = score(who[rows])
+    return scores_BI
