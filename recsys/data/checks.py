@@ -131,7 +131,7 @@ def labels(rows: Rows, column: str, threshold: float | None) -> pl.Series:
         rows.refuse(raw.is_nan(), column, "the label is not a number", "fill it or drop the row")
     if threshold is None:
         remedy = "say from which value a row is positive (label_threshold=4, say)"
-        rows.refuse(~raw.is_in([0, 1]), column, "label {} is neither 0 nor 1", remedy)
+        rows.refuse((raw != 0) & (raw != 1), column, "label {} is neither 0 nor 1", remedy)
         return raw.cast(pl.Int8)
     return (raw >= threshold).cast(pl.Int8)
 

@@ -104,6 +104,10 @@ def guarded(file: Path, read: Callable[[], pl.DataFrame | pl.Schema]) -> pl.Data
         return read()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         kind = format_of(file) or "text"
+        if "more fields" in str(error) and (row := _longest(file)):
+            raise DataError(
+                f"{file}: row {row} has more fields than the header; quote or correct it"
+            ) from None
         raise DataError(f"{file}: not readable as {kind}: {one_line(error)}; is it complete?") from None
 
 
@@ -112,6 +116,14 @@ def collect(file: Path, lazy: pl.LazyFrame) -> pl.DataFrame:
     frame = guarded(file, lazy.collect)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _longest(file: Path) -> int | None:
+    """The first data row of a CSV or TSV file with more fields than the header, quotes aside."""
+    separators = pl.col("line").str.count_matches("\t" if format_of(file) == "TSV" else ",", literal=True)
+    counts = pl.scan_lines(file, name="line").select(separators).collect()["line"]
+    longer = counts > counts[0]
+    return longer.arg_max() if longer.any() else None
 
 
 def read_rows(
@@ -173,16 +185,15 @@ def read_lines(path: str | Path) -> tuple[Rows, int, Path]:
 
 
 def _stack(frames: list[pl.DataFrame], files: list[Path]) -> pl.DataFrame:
-    try:
-        return pl.concat(frames, how="vertical_relaxed")
-    except pl.exceptions.PolarsError:
-        for frame, file in zip(frames, files, strict=True):
-            for name, dtype in frame.schema.items():
-                first = frames[0].schema[name]
-                if dtype != first and not (dtype.is_numeric() and first.is_numeric()):
-                    what = f"column {name!r} is {dtype}, in {files[0]} it is {first}"
-                    raise DataError(f"{file}: {what}; convert one of them") from None
-        raise
+    for frame, file in zip(frames, files, strict=True):
+        for name, dtype in frame.schema.items():
+            first = frames[0].schema[name]
+            alike = first == dtype or pl.Null in (first, dtype)
+            # Left to itself Polars would turn numbers into text where one file holds text.
+            if not (alike or (dtype.is_numeric() and first.is_numeric())):
+                what = f"column {name!r} is {dtype}, in {files[0]} it is {first}"
+                raise DataError(f"{file}: {what}; convert one of them")
+    return pl.concat(frames, how="vertical_relaxed")
 
 
 def _partitions(file: Path, root: Path | None) -> dict[str, str | int]:

@@ -32,16 +32,15 @@ def id_keys(ids: pl.Series) -> np.ndarray:
     return ids.to_frame("id").join(keys, on="id", how="left", maintain_order="left")["key"].to_numpy()
 
 
-def mix64(values: np.ndarray, seed: int | np.ndarray = 0) -> np.ndarray:
-    """The splitmix64 finaliser of `values` + seed increments, uint64 of the broadcast shape.
+def mix64(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The splitmix64 finaliser of int64 or uint64 `values` advanced by seed + 1 increments, uint64 [n].
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. A bijection of
     `values` for each seed.
     """
-    step = np.uint64(0x9E3779B97F4A7C15)
+    start = np.uint64((seed + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1))
     with np.errstate(over="ignore"):
-        mixed = values.astype(np.int64, copy=False).view(np.uint64) if values.dtype != np.uint64 else values
-        mixed = mixed + (np.asarray(seed, dtype=np.uint64) + np.uint64(1)) * step
+        mixed = values.view(np.uint64) + start
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return mixed ^ (mixed >> np.uint64(31))
