@@ -1,0 +1,60 @@
+"""Losses of implicit feedback, as pure functions of logits. Each returns one value a positive: loss_B.
+
+Shapes in names: B positives of a batch, N negatives, I items.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bpr(positive_B: Tensor, negative_BN: Tensor) -> Tensor:
+    """-log sigmoid(positive - negative), mean over the negatives (Rendle et al. 2009)."""
+    return F.softplus(negative_BN - positive_B[:, None]).mean(1)
+
+
+def bce(positive_B: Tensor, negative_BN: Tensor) -> Tensor:
+    """Binary cross-entropy of the positive (label 1) and of each negative (label 0), summed (NCF, 2017)."""
+    return F.softplus(-positive_B) + F.softplus(negative_BN).sum(1)
+
+
+def full_softmax(logits_BI: Tensor, target_B: Tensor) -> Tensor:
+    """-log softmax(logits)[target] over every column. target_B: int64 columns of the positives."""
+    return F.cross_entropy(logits_BI, target_B, reduction="none")
+
+
+def sampled_softmax(
+    positive_B: Tensor, negative_BN: Tensor, log_q_N: Tensor, hit_BN: Tensor, num_draws: int | None = None
+) -> Tensor:
+    """Softmax whose sum over the other items is estimated from draws (Bengio and Senécal 2008).
+
+    A negative drawn with probability q stands for 1 / (N q) items, hence the logQ correction
+    logit - log(N q). The positive takes part for certain and is not corrected (Khrylchenko et al. 2025).
+    Draws that hit the positive itself count in N and add nothing: they are masked.
+
+    Args:
+        negative_BN: logits of the draws, shared by the batch or not.
+        log_q_N: log probability of each draw, broadcast against negative_BN.
+        hit_BN: bool, where the draw is the row's own positive.
+        num_draws: N, if other than the number of columns.
+    """
+    count = negative_BN.shape[1] if num_draws is None else num_draws
+    corrected_BN = negative_BN - (log_q_N + math.log(max(count, 1)))
+    # A finite floor: the gradient of logsumexp over nothing but -inf would be NaN.
+    corrected_BN = corrected_BN.masked_fill(hit_BN, torch.finfo(corrected_BN.dtype).min)
+    return torch.logaddexp(positive_B, corrected_BN.logsumexp(1)) - positive_B
+
+
+def in_batch_softmax(logits_BB: Tensor, item_idx_B: Tensor, log_q_B: Tensor) -> Tensor:
+    """Sampled softmax whose negatives are the other positives of the batch (Yi et al. 2019).
+
+    logits_BB: [user row, item column]. item_idx_B: the items; a column that holds the row's own positive
+    (itself, or an accidental hit elsewhere in the batch) is masked. log_q_B: each item's share of the
+    training pairs.
+    """
+    hit_BB = item_idx_B[:, None] == item_idx_B[None, :]
+    return sampled_softmax(logits_BB.diagonal(), logits_BB, log_q_B, hit_BB, num_draws=len(item_idx_B) - 1)

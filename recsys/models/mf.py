@@ -1,0 +1,208 @@
+"""Matrix factorisation trained by gradient, with softmax, pairwise and pointwise losses.
+
+Shapes in names: U users, I items, B positives of a step, N negatives, M item rows of a step, S optimiser
+steps of a chunk, D embedding dim, W width of a table row (D, and one column more with biases).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recsys.models import losses
+from recsys.models import negatives as draws
+from recsys.models.base import Retriever
+from recsys.models.optimizers import RowAdagrad
+from recsys.schema import NUM_RESERVED, Interactions, Schema, UserBatch
+
+
+class MatrixFactorization(Retriever):
+    """score(u, i) = cos(x_u, y_i) / temperature, or <x_u, y_i> without `normalize`, plus biases if asked.
+
+    loss: softmax (Wu et al. 2022, arXiv 2201.02327, argue for it; here with the logQ correction, so that
+        it estimates the softmax over the whole catalogue), bpr (Rendle et al. 2009), bce (He et al. 2017).
+    negatives: uniform; popularity (count ** popularity_power); in_batch (the items of the batch);
+        all (the whole catalogue: the exact softmax, for small ones). Drawn on the device from (seed, step).
+    num_negatives: with softmax the draws of a step, shared by its batch (in_batch and all need none);
+        with bpr and bce the draws a positive. None: 1024 with softmax, 1 otherwise.
+    weight_decay: L2 on the rows a step touches, once for each time they are touched.
+    lr: falls linearly to 0 over max_epochs.
+
+    Raises:
+        ValueError: an argument out of range, or a combination that means nothing.
+    """
+
+    batches = "PairBatches"
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 64,
+        loss: Literal["softmax", "bpr", "bce"] = "softmax",
+        negatives: Literal["uniform", "popularity", "in_batch", "all"] = "uniform",
+        num_negatives: int | None = None,
+        popularity_power: float = 0.5,
+        normalize: bool = True,
+        temperature: float = 0.1,
+        biases: bool = False,
+        optimizer: Literal["adagrad", "adam", "sgd"] = "adagrad",
+        lr: float = 0.1,
+        weight_decay: float = 0.0,
+        init_std: float = 0.1,
+        batch_size: int = 2048,
+        max_epochs: int = 40,
+    ) -> None:
+        super().__init__(schema)
+        if negatives == "all" and loss != "softmax":
+            raise ValueError(
+                f"negatives=all is the exact softmax; with loss={loss} take uniform or popularity"
+            )
+        if loss == "softmax" and negatives in ("in_batch", "all") and num_negatives is not None:
+            raise ValueError(
+                f"negatives={negatives} takes no num_negatives with loss=softmax, got {num_negatives}"
+            )
+        if num_negatives is None:
+            num_negatives = 1024 if loss == "softmax" else 1
+        counts = {"embedding_dim": embedding_dim, "num_negatives": num_negatives}
+        for name, count in (counts | {"batch_size": batch_size, "max_epochs": max_epochs}).items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        for name, value in {"temperature": temperature, "lr": lr, "init_std": init_std}.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name, value in {"weight_decay": weight_decay, "popularity_power": popularity_power}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be below 0, got {value}")
+        self.automatic_optimization = False
+        self.embedding_dim, self.biases = embedding_dim, biases
+        self.loss, self.negatives, self.num_negatives = loss, negatives, num_negatives
+        self.popularity_power = popularity_power
+        self.normalize, self.temperature = normalize, temperature
+        self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.batch_size, self.max_epochs = batch_size, max_epochs
+        width = embedding_dim + biases  # a bias is the last column of its row
+        self.user_table = torch.nn.Parameter(init_std * torch.randn(schema.num_users, width))
+        self.item_table = torch.nn.Parameter(init_std * torch.randn(schema.num_items, width))
+        with torch.no_grad():
+            for table in (self.user_table, self.item_table):
+                table[:NUM_RESERVED] = 0
+                table[:, embedding_dim:] = 0
+
+    # Scores
+
+    def encode_users(self, batch: UserBatch) -> Tensor:
+        """[B, D], or [B, D + 2] with biases: the user's own bias, and a one that meets the item's."""
+        return self._user_vectors(self.user_table[batch["user_idx"]])
+
+    def encode_items(self, item_idx: Tensor) -> Tensor:
+        """[N, D], or [N, D + 2] with biases."""
+        return self._item_vectors(self.item_table[item_idx])
+
+    def _user_vectors(self, row_BW: Tensor) -> Tensor:
+        x_BD, bias_B1 = row_BW.split([self.embedding_dim, int(self.biases)], dim=1)
+        if self.normalize:
+            x_BD = F.normalize(x_BD, dim=1) / self.temperature
+        return torch.cat([x_BD, bias_B1, torch.ones_like(bias_B1)], 1) if self.biases else x_BD
+
+    def _item_vectors(self, row_NW: Tensor) -> Tensor:
+        y_ND, bias_N1 = row_NW.split([self.embedding_dim, int(self.biases)], dim=1)
+        if self.normalize:
+            y_ND = F.normalize(y_ND, dim=1)
+        return torch.cat([y_ND, torch.ones_like(bias_N1), bias_N1], 1) if self.biases else y_ND
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        tables = [self.user_table, self.item_table]
+        if self.optimizer == "adagrad":
+            return RowAdagrad(tables, lr=self.lr)
+        if self.optimizer == "adam":
+            return torch.optim.SparseAdam(tables, lr=self.lr)
+        return torch.optim.SGD(tables, lr=self.lr)
+
+    def observe(self, interactions: Interactions) -> None:
+        super().observe(interactions)
+        self.prepare()
+
+    def on_train_start(self) -> None:
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Derive the length of training and the distribution of negatives from the observed counts."""
+        self.total_steps = self.max_epochs * -(-int(self.user_counts.sum()) // self.batch_size)
+        if self.negatives in ("uniform", "all"):
+            self.log_q_I = draws.uniform_log_q(self.schema.num_items, self.device)
+        else:
+            power = self.popularity_power if self.negatives == "popularity" else 1.0
+            self.log_q_I = draws.popularity_log_q(self.item_counts, power)
+        self.cdf_I = draws.cumulative(self.log_q_I)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a global optimiser step."""
+        return self.lr * max(1 - step / self.total_steps, 0.0)
+
+    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
+        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        steps = len(chunk["user_idx"])
+        loss = self.train_steps(chunk, optimizer, 0, steps - 1)
+        # The last goes through Lightning's wrapper, which is what counts global_step.
+        loss = loss + self.train_steps(chunk, self.optimizers(), steps - 1, steps)
+        self.log("train/loss", loss / steps)
+
+    def train_steps(self, chunk: dict[str, Any], optimizer: Any, start: int, stop: int) -> Tensor:
+        """Optimiser steps start..stop of a chunk; returns the sum of their mean losses, without a sync."""
+        loss = torch.zeros((), device=chunk["user_idx"].device)
+        for s in range(start, stop):
+            step = chunk["step"] + s
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr_at(step)
+            loss += self.compute_gradients(chunk["user_idx"][s], chunk["item_idx"][s], chunk["seed"], step)
+            optimizer.step()
+        return loss
+
+    def compute_gradients(self, user_B: Tensor, item_B: Tensor, seed: int, step: int) -> Tensor:
+        """Leave sparse gradients of the summed loss in both tables; returns the mean loss."""
+        negative_N = self._draw(item_B, draws.generator_at(seed, step, item_B.device))
+        item_M = torch.cat([item_B, negative_N])
+        user_BW = F.embedding(user_B, self.user_table.detach()).requires_grad_()
+        item_MW = F.embedding(item_M, self.item_table.detach()).requires_grad_()
+        loss_B = self._loss(self._user_vectors(user_BW), self._item_vectors(item_MW), item_B, negative_N)
+        gradients = torch.autograd.grad(loss_B.sum(), [user_BW, item_MW])
+        touched = ((self.user_table, user_B, user_BW), (self.item_table, item_M, item_MW))
+        for (table, row, values), gradient in zip(touched, gradients, strict=True):
+            if self.weight_decay:
+                gradient = gradient + self.weight_decay * values.detach()
+            table.grad = torch.sparse_coo_tensor(row[None], gradient, table.shape, check_invariants=False)
+        return loss_B.detach().mean()
+
+    def _draw(self, item_B: Tensor, generator: torch.Generator) -> Tensor:
+        """Negatives of a step: N of them shared (softmax), or N for each positive in turn, flat."""
+        size = (self.num_negatives if self.loss == "softmax" else self.num_negatives * len(item_B),)
+        if self.negatives == "all":
+            return torch.arange(NUM_RESERVED, self.schema.num_items, device=item_B.device)
+        if self.negatives == "in_batch":
+            return item_B[:0] if self.loss == "softmax" else draws.draw_in_batch(item_B, size, generator)
+        if self.negatives == "uniform":
+            return draws.draw_uniform(size, self.schema.num_items, generator)
+        return draws.draw_by(self.cdf_I, size, generator)
+
+    def _loss(self, x_BD: Tensor, y_MD: Tensor, item_B: Tensor, negative_N: Tensor) -> Tensor:
+        if self.loss == "softmax" and self.negatives == "in_batch":
+            return losses.in_batch_softmax(x_BD @ y_MD.T, item_B, self.log_q_I[item_B])
+        if self.loss == "softmax" and self.negatives == "all":
+            return losses.full_softmax(x_BD @ y_MD[len(item_B) :].T, item_B - NUM_RESERVED)
+        y_BD, negative_ND = y_MD.tensor_split([len(item_B)])
+        positive_B = (x_BD * y_BD).sum(1)
+        if self.loss == "softmax":
+            hit_BN = item_B[:, None] == negative_N
+            return losses.sampled_softmax(positive_B, x_BD @ negative_ND.T, self.log_q_I[negative_N], hit_BN)
+        negative_BND = negative_ND.view(len(item_B), self.num_negatives, -1)
+        negative_BN = (x_BD[:, None] * negative_BND).sum(2)
+        return (
+            losses.bpr(positive_B, negative_BN) if self.loss == "bpr" else losses.bce(positive_B, negative_BN)
+        )

@@ -1,0 +1,71 @@
+"""Negative items drawn on the device, by a generator that belongs to (seed, step) and to nothing else.
+
+Training draws through `generator_at`, so what step n sees does not depend on how training got there:
+a resumed run draws what the uninterrupted one would have drawn.
+
+Shapes in names: B batch, I items (reserved rows included), N draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from recsys.schema import NUM_RESERVED
+
+
+def generator_at(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one optimiser step: equal for equal (seed, step), unrelated otherwise."""
+    digest = hashlib.blake2b(repr((seed, step)).encode(), digest_size=8).digest()
+    # 63 bits: manual_seed takes no more without changing sign.
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def uniform_log_q(num_items: int, device: torch.device | str = "cpu") -> Tensor:
+    """Log probability of drawing each item uniformly, float32 [I]; -inf for padding and unknown."""
+    log_q_I = torch.full((num_items,), -float(torch.tensor(num_items - NUM_RESERVED).log()), device=device)
+    log_q_I[:NUM_RESERVED] = -torch.inf
+    return log_q_I
+
+
+def popularity_log_q(item_counts_I: Tensor, power: float = 1.0) -> Tensor:
+    """Log probability proportional to count**power, float32 [I]; -inf for padding, unknown and unseen items.
+
+    power=1 is how often an item turns up in a batch of positives, so it is also the logQ of in-batch
+    negatives.
+
+    Raises:
+        ValueError: no real item has a count.
+    """
+    weight_I = item_counts_I.double().pow(power) * (item_counts_I > 0)
+    weight_I[:NUM_RESERVED] = 0
+    total = weight_I.sum()
+    if not bool(total > 0):
+        raise ValueError("no item has a positive: call observe(interactions) on the training set first")
+    return (weight_I / total).log().float()
+
+
+def draw_uniform(size: tuple[int, ...], num_items: int, generator: torch.Generator) -> Tensor:
+    """Real items, each equally likely, with replacement: int64 of the given size."""
+    return torch.randint(NUM_RESERVED, num_items, size, generator=generator, device=generator.device)
+
+
+def cumulative(log_q_I: Tensor) -> Tensor:
+    """What `draw_by` searches: float64 [I], rising to exactly 1 at the last item that can be drawn."""
+    cdf_I = log_q_I.double().exp().cumsum(0)
+    return cdf_I / cdf_I[-1]
+
+
+def draw_by(cdf_I: Tensor, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Items by inverse CDF, with replacement: int64 of the given size. Items of probability 0 never."""
+    # u < 1 and right=True: the first item whose cumulative probability exceeds u.
+    u = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.searchsorted(cdf_I, u, right=True)
+
+
+def draw_in_batch(item_idx_B: Tensor, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Items of the batch itself, each place equally likely: int64 of the given size."""
+    place = torch.randint(item_idx_B.numel(), size, generator=generator, device=generator.device)
+    return item_idx_B[place]

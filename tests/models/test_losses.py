@@ -1,0 +1,150 @@
+"""Losses against float64 NumPy, their gradients against differences, sampled against exact."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.models import losses
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    weight = np.exp(x - x.max(-1, keepdims=True))
+    return weight / weight.sum(-1, keepdims=True)
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(1, 6), st.integers(1, 5))
+def test_pairwise_and_pointwise_equal_their_definitions(seed, B, N):
+    rng = np.random.default_rng(seed)
+    positive, negative = rng.normal(size=B), rng.normal(size=(B, N))
+    bpr = [np.mean([-np.log(sigmoid(p - n)) for n in row]) for p, row in zip(positive, negative, strict=True)]
+    bce = [
+        -np.log(sigmoid(p)) - sum(np.log(1 - sigmoid(n)) for n in row)
+        for p, row in zip(positive, negative, strict=True)
+    ]
+    np.testing.assert_allclose(losses.bpr(tensor(positive), tensor(negative)), bpr, rtol=1e-12)
+    np.testing.assert_allclose(losses.bce(tensor(positive), tensor(negative)), bce, rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(1, 6), st.integers(2, 7))
+def test_full_softmax_equals_its_definition(seed, B, items):
+    rng = np.random.default_rng(seed)
+    logits, target = rng.normal(size=(B, items)), rng.integers(items, size=B)
+    expected = -np.log(softmax(logits)[np.arange(B), target])
+    np.testing.assert_allclose(
+        losses.full_softmax(tensor(logits), torch.tensor(target)), expected, rtol=1e-12
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(1, 5), st.integers(1, 6))
+def test_sampled_softmax_equals_its_definition(seed, B, N):
+    rng = np.random.default_rng(seed)
+    positive, negative = rng.normal(size=B), rng.normal(size=(B, N))
+    q, hit = rng.uniform(0.01, 0.5, size=N), rng.random((B, N)) < 0.3
+    expected = []
+    for b in range(B):
+        others = sum(np.exp(negative[b, n]) / (N * q[n]) for n in range(N) if not hit[b, n])
+        expected.append(-np.log(np.exp(positive[b]) / (np.exp(positive[b]) + others)))
+    got = losses.sampled_softmax(tensor(positive), tensor(negative), tensor(np.log(q)), torch.tensor(hit))
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_in_batch_softmax_masks_accidental_hits():
+    rng = np.random.default_rng(0)
+    item, logits = np.array([4, 7, 4, 9]), rng.normal(size=(4, 4))
+    q = {4: 0.5, 7: 0.3, 9: 0.2}
+    expected = []
+    for b in range(4):
+        others = sum(np.exp(logits[b, j]) / (3 * q[item[j]]) for j in range(4) if item[j] != item[b])
+        expected.append(-np.log(np.exp(logits[b, b]) / (np.exp(logits[b, b]) + others)))
+    log_q = torch.tensor([q[i] for i in item], dtype=torch.float64).log()
+    got = losses.in_batch_softmax(tensor(logits), torch.tensor(item), log_q)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_all_negatives_masked_is_zero_with_a_finite_gradient(N):
+    positive = torch.zeros(2, requires_grad=True)
+    negative = torch.zeros(2, N, requires_grad=True)
+    loss = losses.sampled_softmax(positive, negative, torch.zeros(N), torch.ones(2, N, dtype=torch.bool))
+    loss.sum().backward()
+    assert loss.tolist() == [0, 0]
+    assert positive.grad.tolist() == [0, 0]
+    assert not negative.grad.any()
+
+
+def test_a_batch_of_one_has_no_in_batch_negatives():
+    logits = torch.zeros(1, 1, requires_grad=True)
+    loss = losses.in_batch_softmax(logits, torch.tensor([5]), torch.zeros(1))
+    loss.sum().backward()
+    assert loss.item() == 0
+    assert logits.grad.item() == 0
+
+
+def exact_gradient(score_I, target):
+    gradient = softmax(score_I.numpy())
+    gradient[target] -= 1
+    return gradient
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_sampled_softmax_gradient_tends_to_the_full_one(power):
+    """One large sample: the gradient by item, summed over its draws, is the full softmax's."""
+    generator = torch.Generator().manual_seed(3)
+    items, draws, target = 12, 400_000, 5
+    score_I = torch.randn(items, generator=generator, dtype=torch.float64)
+    q_I = torch.rand(items, generator=generator, dtype=torch.float64) ** power
+    q_I /= q_I.sum()
+    drawn = torch.multinomial(q_I, draws, replacement=True, generator=generator)
+    leaf = score_I.clone().requires_grad_()
+    loss = losses.sampled_softmax(
+        leaf[target, None], leaf[None, drawn], q_I.log()[drawn], (drawn == target)[None]
+    )
+    loss.sum().backward()
+    np.testing.assert_allclose(leaf.grad, exact_gradient(score_I, target), atol=4e-3)
+
+
+def test_in_batch_softmax_gradient_tends_to_the_full_one():
+    """Columns are items drawn by popularity; the mean gradient of the rows of one target is the full one."""
+    generator = torch.Generator().manual_seed(4)
+    items, B = 9, 4000
+    score_I = torch.randn(items, generator=generator, dtype=torch.float64)
+    q_I = torch.rand(items, generator=generator, dtype=torch.float64) + 0.1
+    q_I /= q_I.sum()
+    item_B = torch.multinomial(q_I, B, replacement=True, generator=generator)
+    target = int(item_B[0])
+    rows = item_B == target
+    leaf = score_I.clone().requires_grad_()
+    loss_B = losses.in_batch_softmax(leaf[item_B].expand(B, B), item_B, q_I.log()[item_B])
+    (loss_B * rows).sum().backward()
+    np.testing.assert_allclose(leaf.grad / rows.sum(), exact_gradient(score_I, target), atol=2e-2)
+
+
+def test_without_the_correction_the_gradient_would_be_another():
+    """The tolerance above separates: logQ left out is far outside it."""
+    generator = torch.Generator().manual_seed(3)
+    items, draws, target = 12, 400_000, 5
+    score_I = torch.randn(items, generator=generator, dtype=torch.float64)
+    q_I = torch.rand(items, generator=generator, dtype=torch.float64)
+    q_I /= q_I.sum()
+    drawn = torch.multinomial(q_I, draws, replacement=True, generator=generator)
+    leaf = score_I.clone().requires_grad_()
+    flat = torch.full((draws,), -np.log(items))
+    losses.sampled_softmax(
+        leaf[target, None], leaf[None, drawn], flat, (drawn == target)[None]
+    ).sum().backward()
+    assert np.abs(leaf.grad.numpy() - exact_gradient(score_I, target)).max() > 4e-2
