@@ -269,16 +269,16 @@ def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_h
         scores_BI = scores_BI.double()
     elif scores_BI.is_inference() and not torch.is_inference_mode_enabled():
         scores_BI = scores_BI.clone()
-    scores_BI = scores_BI.contiguous()
-    flat = scores_BI.view(-1)
-    lent = scores_BI[:, never]
-    seen = rows.history.row_idx() * rows.num_items + rows.history.item_idx
-    seen = seen if mask_history else seen[:0]
-    lent_seen = flat[seen]
+    if not scores_BI.T.is_contiguous():
+        scores_BI = scores_BI.contiguous()
+    row, item = rows.history.row_idx(), rows.history.item_idx
+    if not mask_history:
+        row, item = row[:0], item[:0]
+    lent, lent_seen = scores_BI[:, never], scores_BI[row, item]
     scores_BI[:, never] = _NEVER
-    flat[seen] = _NEVER
+    scores_BI[row, item] = _NEVER
     item_idx, values = _best(scores_BI, k, rows.user_key, seed)
-    flat[seen] = lent_seen
+    scores_BI[row, item] = lent_seen
     scores_BI[:, never] = lent
     bad_B = values[:, 0].isnan()
     if bool(bad_B.any()):
@@ -318,19 +318,25 @@ def _best(scores_BI: Tensor, k: int, user_key: Tensor, seed: int) -> tuple[Tenso
 def _largest(scores_BI: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The n largest of each row: the values are exact, of equal ones it returns any. n <= I.
 
-    Chunk c holds the items c, c + C, c + 2C, … so that maxima are taken over whole vectors.
+    The items are cut so that maxima are taken over whole vectors: where the scores of an item lie side by
+    side chunk c holds the items c * width, c * width + 1, …, where those of a user do c, c + C, c + 2C, …
     """
     num_rows, num_items = scores_BI.shape
-    width = max(8, min(128, 2 ** round(math.log2(math.sqrt(num_items / n)))))
+    width = max(8, min(64, 2 ** round(math.log2(math.sqrt(num_items / n)))))
     num_chunks = num_items // width
     if num_chunks < 2 * n:
         values, item_idx = scores_BI.topk(n, dim=1)
         return values, item_idx
     whole = num_chunks * width
-    maxima_BC = scores_BI[:, :whole].unflatten(1, (width, num_chunks)).amax(1)
+    if scores_BI.T.is_contiguous():
+        maxima_BC = scores_BI.T[:whole].view(num_chunks, width, num_rows).amax(1).T.contiguous()
+        first, step = width, 1
+    else:
+        maxima_BC = scores_BI[:, :whole].unflatten(1, (width, num_chunks)).amax(1)
+        first, step = 1, num_chunks
     chunk = maxima_BC.topk(n, dim=1, sorted=False).indices
-    within = torch.arange(width, device=scores_BI.device) * num_chunks
-    item_idx = (chunk[:, :, None] + within).view(num_rows, -1)
+    within = torch.arange(width, device=scores_BI.device) * step
+    item_idx = (chunk[:, :, None] * first + within).view(num_rows, -1)
     rest = torch.arange(whole, num_items, device=scores_BI.device).expand(num_rows, -1)
     item_idx = torch.cat([item_idx, rest], dim=1)
     values, position = scores_BI.gather(1, item_idx).topk(n, dim=1)
@@ -396,7 +402,8 @@ def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None) 
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 4
     block_bytes = min(_BLOCK_BYTES.get(device.type, 4 * _LARGE), memory_bytes // _BYTES_A_SCORE)
-    return max(1, block_bytes // (4 * num_items))
+    rows = block_bytes // (4 * num_items)
+    return rows // 32 * 32 if rows > 32 else max(1, rows)  # whole vectors: products are far faster
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -77,10 +77,11 @@ class Retriever(pl.LightningModule):
         """`score` with all that does not depend on the user computed once."""
         if not self.factored:
             return self.score
-        items_DI = self.encode_items(torch.arange(self.schema.num_items, device=self.device)).T
+        items_ID = self.encode_items(torch.arange(self.schema.num_items, device=self.device))
 
         def inner_product(batch: UserBatch) -> Tensor:
-            return self.encode_users(batch) @ items_DI
+            # Items first: a product of many rows and few columns is up to twice as fast on a CPU.
+            return (items_ID @ self.encode_users(batch).T).T
 
         return inner_product
 
