@@ -1,4 +1,4 @@
-"""Logs in: any table, MovieLens, adjacency lists, a DataFrame. Each reader returns a `Log`.
+"""Logs in: any table, MovieLens, adjacency lists, a DataFrame, the synthetic world. Each reader returns a `Log`.
 
 Files are scanned lazily and only the columns that are named are read. Rows that agree in every column read
 are one row: the others are counted and dropped.
@@ -19,6 +19,7 @@ from recsys.data.files import read_lines, read_rows
 from recsys.data.log import Log, make_log
 from recsys.data.movielens import RATING, read_layout
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
+from recsys.world import World, behaviour, population
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,6 +182,27 @@ def adjacency(train: str | Path, test: str | Path) -> Log:
     counts = {"lines_without_items": sum(bare for _, bare, _ in parts)}
     files = tuple(file for _, _, file in parts)
     return make_log(Path(train).resolve().parent.name, events, held_out, None, None, files, counts)
+
+
+def world(world: World) -> Log:
+    """The homepage log of a synthetic world, generated on the spot; `Log.world` is the world, for its answer key.
+
+    Rows are impressions; label 1 is a click. Videos are known from the day of their upload.
+    """
+    events = behaviour.log(world)
+    clicks = events.filter(pl.col(LABEL) == 1)
+    counts = {
+        "rows_read": events.height,
+        "duplicate_rows": 0,
+        "rows": events.height,
+        "positives": clicks.height,
+        "users": events[USER_ID].n_unique(),
+        "items": events[ITEM_ID].n_unique(),
+        "one_interaction_users": int((clicks[USER_ID].unique_counts() == 1).sum()),
+    }
+    videos = population.video_table(world).rename({"uploaded": TIMESTAMP})
+    people = population.user_table(world).lazy()
+    return Log(world.name, events.lazy(), users=people, items=videos.lazy(), counts=counts, world=world)
 
 
 def _table_rows(

@@ -418,12 +418,18 @@ def _videos(world: World, number: Tensor) -> Videos:
 
 def user_ids(world: World, number: Tensor) -> Tensor:
     """Random-looking ids (int64, 0 <= id < 2**40) of users by number."""
-    return noise.permute(number, ID_SPACE, subseed(world, USER_IDS))
+    return _ids(subseed(world, USER_IDS), number, world.num_users)
 
 
 def video_ids(world: World, number: Tensor) -> Tensor:
     """Random-looking ids (int64, 0 <= id < 2**40) of videos by number."""
-    return noise.permute(number, ID_SPACE, subseed(world, VIDEO_IDS))
+    return _ids(subseed(world, VIDEO_IDS), number, world.num_videos)
+
+
+def _ids(keys: int, number: Tensor, size: int) -> Tensor:
+    if number.numel() > size and size <= TABLE_LIMIT:
+        return _ids(keys, torch.arange(size, device=number.device), size)[number]
+    return noise.permute(number, ID_SPACE, keys)
 
 
 def _numbers(ids: Tensor, keys: int, size: int, what: str) -> Tensor:
