@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -216,41 +216,42 @@ def _show(run: Run) -> None:
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     """One line a metric: value, interval, share of the oracle; then the rest."""
+    columns = ["metric", "value", "95% interval", "share of the oracle", "warm only"]
     rows = []
     for name, value in metrics.items():
         if not name.startswith("test/") or name.count("/") != 1:
             continue
         metric = name.removeprefix("test/")
         low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
-        oracle = metrics.get(f"oracle/{metric}")
-        rows.append(
-            (
-                metric,
-                f"{value:.4f}",
-                f"[{low:.4f}, {high:.4f}]" if low is not None and high is not None else "",
-                f"{value / oracle:.1%} of {oracle:.4f}" if oracle else "",
-                f"{metrics[f'test/warm/{metric}']:.4f}" if f"test/warm/{metric}" in metrics else "",
-            )
-        )
-    has_oracle = any(row[3] for row in rows)
-    header = ("metric", "value", "95% interval", "share of the oracle", "warm only")
-    if not has_oracle:
-        rows = [row[:3] + row[4:] for row in rows]
-        header = header[:3] + header[4:]
-    _print_table("test, whole catalogue ranked", header, rows)
+        oracle, warm = metrics.get(f"oracle/{metric}"), metrics.get(f"test/warm/{metric}")
+        row = [metric, f"{value:.4f}"]
+        row.append("" if low is None else f"[{low:.4f}, {high:.4f}]")
+        row.append("" if not oracle else f"{value / oracle:.1%} of {oracle:.4f}")
+        row.append("" if warm is None else f"{warm:.4f}")
+        rows.append(row)
+    # A column that has nothing to say in any row (no answer key, no intervals) is left out.
+    shown = [c for c in range(len(columns)) if any(row[c] for row in rows)]
+    _print_table(
+        "test, whole catalogue ranked",
+        [columns[c] for c in shown],
+        [[row[c] for c in shown] for row in rows],
+    )
     rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation", "utility")}
     sys.stdout.write("  ".join(f"{name} {value:,.4g}" for name, value in rest.items()) + "\n")
 
 
 def _show_comparison(runs: list[Run]) -> None:
-    from recsys.run import compare
+    from recsys.compare import compare
 
     frame = compare(runs)
-    rows = [tuple(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row) for row in frame.iter_rows()]
-    _print_table(f"{len(runs)} runs", tuple(frame.columns), rows)
+    rows = [
+        ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        for row in frame.iter_rows()
+    ]
+    _print_table(f"{len(runs)} runs", frame.columns, rows)
 
 
-def _print_table(title: str, header: tuple[str, ...], rows: list[Any]) -> None:
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -272,3 +273,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "doctor": _doctor,
 }
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,11 @@ def compare(
     Returns:
         label: the model, and the keys in which configurations of that model differ;
         metric; seeds: how many; value: the mean over seeds;
-        low, high: 95% interval. One seed: of the user bootstrap, which does not hold training variance.
-            Several: the t interval of the mean over seeds;
+        low, high: 95% interval: the bootstrap over users and, where seeds repeat, the t interval over
+            seeds, combined. With one seed it does not hold the variance of training;
         share: of the log oracle's value, where the data has an answer key;
         difference, difference_low, difference_high: to the baseline, paired by user on the same
-            resamples (one seed) or by seed (several).
+            resamples and by seed; its interval likewise.
 
     Raises:
         ValueError: no runs; runs on different data; a metric or the baseline is unknown; the message
@@ -86,44 +87,56 @@ def _row(
 ) -> dict[str, float | str | int | None]:
     name = f"test/{metric}"
     values = [run.metrics[name] for run in group]
-    low: float | None
-    high: float | None
-    if len(group) > 1:
-        value, low, high = seeds_interval(values)
-    else:
-        value, low, high = (
-            values[0],
-            group[0].metrics.get(f"{name}/low"),
-            group[0].metrics.get(f"{name}/high"),
-        )
+    value = sum(values) / len(values)
+    low, high = _ends(value, _users_half(group, None, metric), values)
     oracle = [run.metrics[f"oracle/{metric}"] for run in group if f"oracle/{metric}" in run.metrics]
-    difference: tuple[float | None, float | None, float | None] = (None, None, None)
-    if not is_baseline:
-        difference = _difference(group, baseline, metric)
-    return {
+    row: dict[str, float | str | int | None] = {
         "metric": metric,
         "label": label,
         "seeds": len(group),
         "value": value,
         "low": low,
         "high": high,
-        "share": value / (sum(oracle) / len(oracle)) if oracle and sum(oracle) > 0 else None,
-        "difference": difference[0],
-        "difference_low": difference[1],
-        "difference_high": difference[2],
+        "share": value / (sum(oracle) / len(oracle)) if sum(oracle) > 0 else None,
+        "difference": None,
+        "difference_low": None,
+        "difference_high": None,
     }
-
-
-def _difference(
-    group: list[Run], baseline: list[Run], metric: str
-) -> tuple[float | None, float | None, float | None]:
-    name = f"test/{metric}"
     ours = {run.manifest["seed"]: run for run in group}
     theirs = {run.manifest["seed"]: run for run in baseline}
     shared = sorted(ours.keys() & theirs.keys())
-    if len(shared) > 1:
-        return seeds_interval([ours[s].metrics[name] - theirs[s].metrics[name] for s in shared])
-    if len(shared) == 1:
-        a, b = ours[shared[0]], theirs[shared[0]]
-        return paired_interval(a.per_user, b.per_user, metric)
-    return (None, None, None)
+    if shared and not is_baseline:
+        differences = [ours[seed].metrics[name] - theirs[seed].metrics[name] for seed in shared]
+        difference = sum(differences) / len(differences)
+        half = _users_half([ours[seed] for seed in shared], [theirs[seed] for seed in shared], metric)
+        row["difference"] = difference
+        row["difference_low"], row["difference_high"] = _ends(difference, half, differences)
+    return row
+
+
+def _ends(center: float, users_half: tuple[float, float], over_seeds: list[float]) -> tuple[float, float]:
+    """An interval that holds both what other users and what other seeds would change.
+
+    The two are independent, so their half-widths add in quadrature.
+    """
+    below, above = users_half
+    if len(over_seeds) > 1:
+        _, low, _ = seeds_interval(over_seeds)
+        seeds_half = center - low
+        below, above = math.hypot(below, seeds_half), math.hypot(above, seeds_half)
+    return center - below, center + above
+
+
+def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float]:
+    """How far the bootstrap over users reaches below and above the mean, each user averaged over seeds."""
+    ours = _user_means(group, metric)
+    theirs = (
+        ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _user_means(baseline, metric)
+    )
+    mean, low, high = paired_interval(ours, theirs)[metric]
+    return mean - low, high - mean
+
+
+def _user_means(group: list[Run], metric: str) -> pl.DataFrame:
+    frames = [run.per_user.select("user_key", pl.col(metric).cast(pl.Float64)) for run in group]
+    return pl.concat(frames).group_by("user_key").mean().sort("user_key")

@@ -94,14 +94,14 @@ def update(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
     Raises:
         ConfigError: a key is unknown; names the nearest.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
     known = set(_keys(cfg))
+    changed = cfg.copy()
     for assignment in assignments:
         key, _, value = assignment.partition("=")
         if key not in known:
             raise ConfigError(f"unknown key {key}: {nearest(key, known)}")
-        OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
-    return cfg
+        OmegaConf.update(changed, key, OmegaConf.create(f"value: {value}").value)
+    return changed
 
 
 def build(node: DictConfig, **runtime: Any) -> Any:
@@ -147,7 +147,7 @@ def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) ->
             continue
         if key not in signature.parameters and not takes_any:
             known = [name for name in signature.parameters if name != "self"]
-            raise ConfigError(f"unknown key {where}.{key}: {nearest(str(key), known)}")
+            raise ConfigError(f"unknown key {where}.{key!s}: {nearest(str(key), known)}")
         value = node[key]
         if key in hints and not (isinstance(value, DictConfig) and "_target_" in value):
             check_type(value, hints[key], f"{where}.{key}")
@@ -187,13 +187,13 @@ def _expectation(item: Any, value: Any) -> str:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration, dotted, branches included."""
+    """Every key of a configuration or a dict, dotted, branches included."""
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node)
     if isinstance(node, dict):
         for key, child in node.items():
-            yield f"{prefix}{key}"
-            yield from _keys(child, f"{prefix}{key}.")
+            yield prefix + str(key)
+            yield from _keys(child, f"{prefix}{key!s}.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -206,4 +206,3 @@ def read_user_ids(text: str, dtype: Any) -> pl.Series:
         bad = ids.filter(cast.is_null() & ids.is_not_null())[0]
         raise ValueError(f"users={text}: {bad!r} is not an id of this log, whose ids are {dtype}")
     return cast.drop_nulls()
-

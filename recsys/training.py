@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from omegaconf import DictConfig
 from recsys import backend, config, tracking
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule
-from recsys.models.base import Retriever
+from recsys.data.log import Log
+from recsys.data.readers import frame
+from recsys.models.base import Retriever, Solver
 from recsys.run import Run
 from recsys.watch import Watch
 
 
-def train(cfg: DictConfig, run_dir: Path) -> Run:
+def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     """Train and measure the model of a configuration; the result stands in `run_dir`.
 
     A directory that holds an unfinished run of the same configuration is resumed.
@@ -33,6 +36,7 @@ def train(cfg: DictConfig, run_dir: Path) -> Run:
     Args:
         cfg: what `recsys.config.compose` returns.
         run_dir: where the run directory goes; it is made if it is not there.
+        data: a Log, or a Polars or pandas DataFrame, in place of the configured data.
 
     Raises:
         ValueError: the configuration or the data do not fit, or `run_dir` holds a finished or another run.
@@ -44,11 +48,13 @@ def train(cfg: DictConfig, run_dir: Path) -> Run:
     device = backend.device(cfg.trainer.accelerator)
     evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
 
-    log = config.build(cfg.data)
-    data = RecDataModule(log, config.build(cfg.split, log=log, seed=seed), seed=seed)
+    log = config.build(cfg.data) if data is None else data if isinstance(data, Log) else frame(data)
+    module = RecDataModule(log, config.partial(cfg.split), seed)
     pl.seed_everything(seed, verbose=False)
-    model: Retriever = config.build(cfg.model, schema=data.schema)
-    model.observe(data.train)
+    model: Retriever = config.build(cfg.model, schema=module.schema)
+    if cfg.trainer.max_epochs is not None and hasattr(model, "max_epochs"):
+        model.max_epochs = config.check_type(cfg.trainer.max_epochs, int, "trainer.max_epochs")
+    model.observe(module.train)
     model.to(device)
 
     tracking.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
@@ -57,22 +63,22 @@ def train(cfg: DictConfig, run_dir: Path) -> Run:
         run_dir,
         model,
         logger,
-        validate=_validation(cfg, model, data, evaluate),
+        validate=_validation(cfg, model, module, evaluate),
         monitor=f"val/{cfg.monitor}",
         patience=config.check_type(cfg.patience, int | None, "patience"),
         checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
         resume_from=checkpoint,
     )
     with watch:
-        if isinstance(getattr(model, "fit", None), type(model.__init__)):
-            model.fit(data.train.to(device), watch.report)
-            samples = len(data.train) * watch.epochs_here
+        if isinstance(model, Solver):
+            model.fit(module.train.to(device), watch.report)
         else:
-            samples = _fit_by_gradient(cfg, model, data, watch, logger, seed)
+            _fit_by_gradient(cfg, model, module, watch, logger, seed)
+    samples = watch.samples or watch.epochs_here * len(module.train)
     logger.finalize("success")
     model.to(device).eval()
 
-    found = evaluate(score=model.scorer_with_fallback(), queries=data.test)
+    found = evaluate(score=model.scorer_with_fallback(), queries=module.test)
     metrics: dict[str, Any] = {
         **_flat(found, "test"),
         **watch.latest,
@@ -81,20 +87,41 @@ def train(cfg: DictConfig, run_dir: Path) -> Run:
         "evaluation/seconds": round(found.seconds, 3),
         "evaluation/users": len(found.per_user),
     }
-    run = Run.save(run_dir, model, data)
+    Run.save_model(run_dir, model, module)
     tracking.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
     manifest = {
         "model": cfg.model["_target_"],
         "seed": seed,
-        "data": {"name": log.name, "files": log.files, "fingerprint": data.fingerprint, **log.counts},
-        "split": data.report,
+        "data": {"name": log.name, "files": log.files, "fingerprint": module.fingerprint, **log.counts},
+        "split": module.report,
         "evaluation": found.counts,
         **tracking.environment(device),
     }
     tracking.write_json(run_dir / tracking.MANIFEST, manifest)
     tracking.write_json(run_dir / tracking.METRICS, metrics)
     watch.forget()
-    return run
+    return Run(run_dir)
+
+
+def evaluate(run_dir: Path, changes: Sequence[str] = ()) -> dict[str, float]:
+    """Measure a finished run again on its own data, with changes such as "evaluation.k=[5]".
+
+    Nothing in the run directory is changed.
+
+    Raises:
+        ValueError: there is no finished run, a change names no key, or the data are not what they were.
+    """
+    run = Run(run_dir)
+    cfg = config.update(run.config, changes)
+    device = backend.device(cfg.trainer.accelerator)
+    log = config.build(cfg.data)
+    module = RecDataModule(log, config.partial(cfg.split), cfg.seed)
+    if module.fingerprint != run.manifest["data"]["fingerprint"]:
+        raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
+    measure = partial(config.partial(cfg.evaluation), device=device, seed=cfg.seed)
+    model = run.model.to(device)
+    found = measure(score=model.scorer_with_fallback(), queries=module.test)
+    return _flat(found, "test") | {"evaluation/seconds": found.seconds}
 
 
 def _claim(run_dir: Path, cfg: DictConfig) -> Path | None:
@@ -145,30 +172,24 @@ def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate
 
 def _fit_by_gradient(
     cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, logger: Any, seed: int
-) -> int:
-    """Train with Lightning on resident batches; returns how many positives were stepped on."""
+) -> None:
+    """Train with Lightning on resident batches."""
     source = getattr(batches, model.batches)(
         data.train, batch_size=model.batch_size, seed=seed, device=backend.device(cfg.trainer.accelerator)
     )
-    epochs = cfg.trainer.max_epochs or model.max_epochs
-    callback = _Lightning(watch, source, epochs)
     trainer = config.build(
         cfg.trainer,
         devices=1,
-        max_epochs=epochs,
+        max_epochs=model.max_epochs - watch.epoch,
         logger=logger,
-        callbacks=[callback],
+        callbacks=[_Lightning(watch, source, model.max_epochs)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
     )
-    # Lightning counts finished epochs here; a resumed run goes on counting where the checkpoint was.
-    trainer.fit_loop.epoch_progress.current.completed = watch.epoch
-    trainer.fit_loop.epoch_progress.current.processed = watch.epoch
-    trainer.fit(model, train_dataloaders=None, datamodule=_Chunks(source, watch))
-    return callback.samples
+    trainer.fit(model, datamodule=_Chunks(source, watch))
 
 
 class _Chunks(pl.LightningDataModule):
@@ -197,7 +218,6 @@ class _Lightning(pl.Callback):
 
     def __init__(self, watch: Watch, source: Any, epochs: int) -> None:
         self.watch, self.source, self.epochs = watch, source, epochs
-        self.samples = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.watch.optimizers = trainer.optimizers
@@ -206,7 +226,7 @@ class _Lightning(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += batch["user_idx"].numel()
+        self.watch.samples += batch["user_idx"].numel()
         self.watch.chunk_done(len(self.source), self.epochs)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -36,7 +36,7 @@ class Watch:
         epoch, chunk: what is done: whole epochs (or sweeps), and chunks of the one under way.
         seconds: time spent training in this process, without validation and checkpoints.
         latest: the last measured values.
-        epochs_here: epochs done in this process.
+        epochs_here, samples: epochs done and positives stepped on in this process.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Watch:
         self.run_dir, self.model, self.logger = run_dir, model, logger
         self.validate, self.monitor, self.patience = validate, monitor, patience
         self.checkpoint_seconds = checkpoint_seconds
-        self.epoch = self.chunk = self.epochs_here = 0
+        self.epoch = self.chunk = self.epochs_here = self.samples = 0
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
         self.best: dict[str, Any] = {}

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 os.environ.setdefault("WANDB_SILENT", "true")
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Test sizes are small: one thread is fastest, and on a shared machine spinning threads cost 100 times.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
 
 
 def real_data() -> Path:
