@@ -182,9 +182,7 @@ def _doctor(arguments: list[str]) -> None:
     _print_table("recsys doctor", ("what", "state", "detail"), examine())
 
 
-def _options(
-    arguments: list[str], required: tuple[str, ...] = (), optional: tuple[str, ...] = ()
-) -> dict[str, str]:
+def _options(arguments: list[str], required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> dict[str, str]:
     """key=value arguments as a dict; an unknown or a missing key is an error that names the right one."""
     from recsys.config import ConfigError, nearest
 
@@ -192,9 +190,7 @@ def _options(
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in required + optional or not equals:
-            raise ConfigError(
-                f"unknown option {argument}: {nearest(key, [f'{o}=' for o in required + optional])}"
-            )
+            raise ConfigError(f"unknown option {argument}: {nearest(key, [f'{o}=' for o in required + optional])}")
         options[key] = value
     for key in required:
         if key not in options:
@@ -229,6 +225,11 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         row.append("" if not oracle else f"{value / oracle:.1%} of {oracle:.4f}")
         row.append("" if warm is None else f"{warm:.4f}")
         rows.append(row)
+    for name, value in metrics.items():
+        if name.startswith("utility/"):
+            metric = name.removeprefix("utility/")
+            best = metrics[f"best/{metric}"]
+            rows.append([f"expected {metric}", f"{value:.4f}", "", f"{value / best:.1%} of {best:.4f}", ""])
     # A column that has nothing to say in any row (no answer key, no intervals) is left out.
     shown = [c for c in range(len(columns)) if any(row[c] for row in rows)]
     _print_table(
@@ -236,7 +237,7 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         [columns[c] for c in shown],
         [[row[c] for c in shown] for row in rows],
     )
-    rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation", "utility")}
+    rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation")}
     sys.stdout.write("  ".join(f"{name} {value:,.4g}" for name, value in rest.items()) + "\n")
 
 
@@ -245,8 +246,7 @@ def _show_comparison(runs: list[Run]) -> None:
 
     frame = compare(runs)
     rows = [
-        ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
-        for row in frame.iter_rows()
+        ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in frame.iter_rows()
     ]
     _print_table(f"{len(runs)} runs", frame.columns, rows)
 

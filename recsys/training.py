@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from recsys import backend, config, tracking
+from recsys.answer_key import answer_key
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule
 from recsys.data.log import Log
@@ -87,6 +88,8 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         "evaluation/seconds": round(found.seconds, 3),
         "evaluation/users": len(found.per_user),
     }
+    if log.world is not None:
+        metrics |= answer_key(module, model, evaluate, k=cfg.evaluation.k, seed=seed)
     Run.save_model(run_dir, model, module)
     tracking.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
     manifest = {
@@ -152,16 +155,12 @@ def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate
         raise ValueError(f"monitor={cfg.monitor}: expected a metric and a cut-off, such as ndcg@10")
     if data.validation is None:
         if cfg.patience is not None:
-            raise ValueError(
-                "patience needs a validation set: set split.validation above 0, or patience=null"
-            )
+            raise ValueError("patience needs a validation set: set split.validation above 0, or patience=null")
         return None
 
     def validate() -> dict[str, float]:
         model.eval()
-        found = evaluate(
-            score=model.scorer_with_fallback(), queries=data.validation, k=[int(k)], num_replicates=0
-        )
+        found = evaluate(score=model.scorer_with_fallback(), queries=data.validation, k=[int(k)], num_replicates=0)
         model.train()
         if cfg.monitor not in found.metrics:
             raise ValueError(f"monitor={cfg.monitor}: {config.nearest(cfg.monitor, found.metrics)}")
@@ -170,9 +169,7 @@ def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate
     return validate
 
 
-def _fit_by_gradient(
-    cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, logger: Any, seed: int
-) -> None:
+def _fit_by_gradient(cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, logger: Any, seed: int) -> None:
     """Train with Lightning on resident batches."""
     source = getattr(batches, model.batches)(
         data.train, batch_size=model.batch_size, seed=seed, device=backend.device(cfg.trainer.accelerator)

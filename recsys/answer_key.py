@@ -1,0 +1,62 @@
+"""A run on a synthetic world beside its truth: the log oracle's metrics, and what the lists are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recsys.data.datamodule import RecDataModule
+from recsys.evaluation.ranking import Evaluation, rank
+from recsys.models.base import Retriever
+from recsys.schema import NUM_RESERVED
+from recsys.world.oracle import LogOracle, RelevanceScorer, utility
+
+
+def answer_key(
+    data: RecDataModule,
+    model: Retriever,
+    evaluate: Callable[..., Evaluation],
+    *,
+    k: Sequence[int],
+    seed: int,
+) -> dict[str, float]:
+    """Metrics that only a synthetic world can give; none where the split has no cut in time.
+
+    Returns:
+        oracle/recall@20 …: the log oracle, measured as the model was: the bound of logged metrics.
+        utility/clicks@20, utility/watch_seconds@20 …: what one visit is expected to bring if the model's
+            list is shown; best/clicks@20 …: likewise for the list by true relevance. Users of the test
+            queries, lists of the largest cut-off that a visit can hold and shorter.
+    """
+    world, cut = data.log.world, data.split.test_cut
+    if world is None or cut is None:
+        return {}
+    device = model.device
+    reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
+    item_ids = torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))]).to(device)
+    oracle = LogOracle(world, item_ids, cut)
+    found = evaluate(score=oracle.score, queries=data.test, num_replicates=0)
+    metrics = {f"oracle/{name}": value for name, value in found.metrics.items()}
+
+    cuts = [n for n in sorted(set(k)) if n <= min(world.max_depth, int(data.test.candidates.sum()))]
+    if not cuts:
+        return metrics
+    scorers = {
+        "utility": model.scorer_with_fallback(),
+        "best": RelevanceScorer(world, item_ids, cut).score,
+    }
+    for prefix, score in scorers.items():
+        list_QK = item_ids[rank(score, data.test, cuts[-1], device=device, seed=seed).to(device)]
+        for n in cuts:
+            clicks, seconds = _utility(world, data.test.user_key.to(device), list_QK[:, :n], cut)
+            metrics[f"{prefix}/clicks@{n}"] = clicks
+            metrics[f"{prefix}/watch_seconds@{n}"] = seconds
+    return metrics
+
+
+def _utility(world: Any, user_id: Tensor, list_QK: Tensor, cut: Any) -> tuple[float, float]:
+    clicks, seconds = utility(world, user_id, list_QK, cut)
+    return float(clicks.double().mean()), float(seconds.double().mean())
