@@ -14,7 +14,7 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from recsys.data.log import Log
+from recsys.data.log import Log, row_hashes
 from recsys.data.splits import PAIR, Split, positives
 from recsys.features.vocabulary import Vocabulary, id_keys, mix64
 from recsys.schema import (
@@ -144,9 +144,7 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
         relevant = tested.select(columns).join(place, on=USER_ID)
         item_idx = self.items.encode(relevant[ITEM_ID])
         cold = pl.Series(~candidates[item_idx].numpy())
-        num_cold = (
-            relevant.filter(cold).select("query", ITEM_ID).unique()["query"].to_numpy().astype(np.int64)
-        )
+        num_cold = relevant.filter(cold).select("query", ITEM_ID).unique()["query"].to_numpy().astype(np.int64)
         return Queries(
             user_idx=user_idx,
             user_key=torch.from_numpy(id_keys(asked).astype(np.int64)),
@@ -179,35 +177,10 @@ def fingerprint(log: Log) -> str:
         if lazy is None:
             continue
         rows = lazy.collect()
-        hashes = np.zeros((2, rows.height), dtype=np.uint64)
-        for column in sorted(rows.columns):
-            seed = int.from_bytes(hashlib.blake2b(column.encode(), digest_size=7).digest(), "little")
-            values, missing = _words(rows[column])
-            for lane in (0, 1):
-                hashes[lane] += np.where(missing, np.uint64(seed), mix64(values, seed + lane))
-        sums = [int(mix64(lane, 7).sum(dtype=np.uint64)) for lane in hashes]
+        sums = [int(mix64(row_hashes(rows, lane), 7).sum(dtype=np.uint64)) for lane in (0, 1)]
         columns = sorted((column, str(dtype)) for column, dtype in rows.schema.items())
         digest.update(repr((name, rows.height, columns, sums)).encode())
     return digest.hexdigest()
-
-
-def _words(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """A column as int64 words and where it is null."""
-    missing = column.is_null().to_numpy()
-    if column.dtype.is_temporal():
-        column = column.to_physical()
-    if column.dtype.is_float():
-        words = (column.fill_null(0.0).cast(pl.Float64) + 0.0).to_numpy().view(np.int64)
-    elif column.dtype.is_integer() or column.dtype == pl.Boolean:
-        words = column.fill_null(0 if column.dtype.is_integer() else False).cast(pl.Int64).to_numpy()
-    else:
-        text = column.cast(pl.String) if not column.dtype.is_nested() else _json(column)
-        words = id_keys(text.fill_null(""))
-    return words, missing
-
-
-def _json(column: pl.Series) -> pl.Series:
-    return column.to_frame("value").select(pl.struct("value").struct.json_encode())["value"]
 
 
 def _micros(rows: pl.DataFrame) -> Tensor | None:

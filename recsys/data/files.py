@@ -41,9 +41,7 @@ def find_files(path: str | Path) -> tuple[list[Path], Path | None]:
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
         files = [file for file in inside if format_of(file)]
         if not files:
-            raise DataError(
-                f"{path}: a folder without {', '.join(FORMATS)} files; name a file or another folder"
-            )
+            raise DataError(f"{path}: a folder without {', '.join(FORMATS)} files; name a file or another folder")
     elif glob.has_magic(str(path)) and not path.exists():
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not files:
@@ -53,14 +51,10 @@ def find_files(path: str | Path) -> tuple[list[Path], Path | None]:
         files = [existing(path)]
     kinds = {format_of(file): file for file in reversed(files)}
     if None in kinds:
-        raise DataError(
-            f"{kinds[None]}: its format is unknown; the suffix should be one of {', '.join(FORMATS)}"
-        )
+        raise DataError(f"{kinds[None]}: its format is unknown; the suffix should be one of {', '.join(FORMATS)}")
     if len(kinds) > 1:
         (one, first), (other, second), *_ = sorted((str(kind), file) for kind, file in kinds.items())
-        raise DataError(
-            f"{path}: mixes {one} ({first.name}) and {other} ({second.name}); name one format only"
-        )
+        raise DataError(f"{path}: mixes {one} ({first.name}) and {other} ({second.name}); name one format only")
     for file in files:
         check_readable(file)
     return files, root
@@ -105,17 +99,27 @@ def guarded(file: Path, read: Callable[[], pl.DataFrame | pl.Schema]) -> pl.Data
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         kind = format_of(file) or "text"
         if "more fields" in str(error) and (row := _longest(file)):
-            raise DataError(
-                f"{file}: row {row} has more fields than the header; quote or correct it"
-            ) from None
+            raise DataError(f"{file}: row {row} has more fields than the header; quote or correct it") from None
         raise DataError(f"{file}: not readable as {kind}: {one_line(error)}; is it complete?") from None
 
 
 def collect(file: Path, lazy: pl.LazyFrame) -> pl.DataFrame:
-    """Run a query over one file."""
-    frame = guarded(file, lazy.collect)
+    """Run a query over one file, in chunks; rows keep their order."""
+    frame = guarded(file, lambda: lazy.collect(engine="streaming"))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def collect_text(file: Path, lazy: pl.LazyFrame) -> pl.DataFrame:
+    """The same for columns of text, where those whose every value is a plain integer become Int64.
+
+    "7" is plain; "07", "+7" and "7.0" are not, so that the text can be had back exactly. Two passes, as text
+    takes several times the memory of numbers.
+    """
+    plain = pl.all().str.contains(r"^(0|-?[1-9][0-9]{0,17})$")
+    found = collect(file, lazy.select(plain.all() & pl.all().is_not_null().any()))
+    numbers = [name for name in found.columns if found[name].item()]
+    return collect(file, lazy.with_columns(pl.col(numbers).cast(pl.Int64)))
 
 
 def _longest(file: Path) -> int | None:
@@ -141,20 +145,20 @@ def read_rows(
     """
     files, root = find_files(path)
     frames: list[pl.DataFrame] = []
+    text = format_of(files[0]) in ("CSV", "TSV")
     for file in files:
         lazy = scan(file, separator)
         schema = guarded(file, lazy.collect_schema)
         partitions = _partitions(file, root)
         added = {key: value for key, value in partitions.items() if key not in schema}
         wanted = choose([*schema, *added], str(file))
-        extra = [pl.lit(added[name]).alias(name) for name in wanted if name in added]
-        frames.append(collect(file, lazy.with_columns(extra).select(wanted)))
+        extra = [pl.lit(str(added[name]) if text else added[name]).alias(name) for name in wanted if name in added]
+        chosen = lazy.with_columns(extra).select(wanted)
+        frames.append((collect_text if text else collect)(file, chosen))
         if frames[-1].columns != frames[0].columns:
             raise DataError(f"{file}: has columns {frames[-1].columns}, {files[0]} has {frames[0].columns}")
-    text = format_of(files[0]) in ("CSV", "TSV")
-    rows = Rows(
-        _stack(frames, files), [str(file) for file in files], [frame.height for frame in frames], text
-    )
+    heights = [frame.height for frame in frames]
+    rows = Rows(_stack(frames, files, text), [str(file) for file in files], heights, text)
     if rows.frame.is_empty():
         raise DataError(f"{path}: no rows")
     return rows, tuple(files)
@@ -168,9 +172,7 @@ def read_lines(path: str | Path) -> tuple[Rows, int, Path]:
     file = Path(path).expanduser()
     check_readable(file)
     words = pl.col("line").str.extract_all(r"\S+")
-    lazy = (
-        pl.scan_lines(file, name="line").with_row_index("number", offset=1).with_columns(words.alias("words"))
-    )
+    lazy = pl.scan_lines(file, name="line").with_row_index("number", offset=1).with_columns(words.alias("words"))
     items = pl.col("words").list.slice(1).alias(ITEM_ID)
     users = pl.col("words").list.first().alias(USER_ID)
     lines = collect(file, lazy.select("number", users, items).drop_nulls(USER_ID))
@@ -178,13 +180,14 @@ def read_lines(path: str | Path) -> tuple[Rows, int, Path]:
         raise DataError(f"{file}: no rows")
     bare = lines[ITEM_ID].list.len() == 0
     pairs = lines.filter(~bare).explode(ITEM_ID)
-    rows = Rows(
-        pairs.select(USER_ID, ITEM_ID), [str(file)], [pairs.height], text=True, numbers=pairs["number"]
-    )
+    rows = Rows(pairs.select(USER_ID, ITEM_ID), [str(file)], [pairs.height], text=True, numbers=pairs["number"])
     return rows, int(bare.sum()), file
 
 
-def _stack(frames: list[pl.DataFrame], files: list[Path]) -> pl.DataFrame:
+def _stack(frames: list[pl.DataFrame], files: list[Path], text: bool) -> pl.DataFrame:
+    if text:
+        mixed = [name for name in frames[0].columns if any(frame[name].dtype == pl.String for frame in frames)]
+        return pl.concat([frame.with_columns(pl.col(mixed).cast(pl.String)) for frame in frames])
     for frame, file in zip(frames, files, strict=True):
         for name, dtype in frame.schema.items():
             first = frames[0].schema[name]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recsys.data.checks import DataError
 from recsys.data.files import format_of
+from recsys.features.vocabulary import id_keys, mix64
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
 
 
@@ -34,7 +37,7 @@ class Log:
     items: pl.LazyFrame | None = None
     files: tuple[Path, ...] = ()
     counts: dict[str, Any] = field(default_factory=dict)
-    world: object | None = None
+    world: World | None = None
 
 
 def make_log(
@@ -57,7 +60,7 @@ def make_log(
         counts["test_rows_read"] = test.height
         events, test = _same_ids(name, events, test, files)
         before = test.height
-        test = test.unique(maintain_order=True)
+        test = distinct(test)
         counts["test_duplicate_rows"] = before - test.height
         if LABEL in test.columns and not keep_negatives:
             test = test.filter(pl.col(LABEL) == 1)
@@ -68,15 +71,13 @@ def make_log(
             raise DataError(f"{name}: no rows left of {events.height} after {key}; loosen the filter")
         return kept
 
-    events = without("duplicate_rows", events.unique(maintain_order=True))
+    events = without("duplicate_rows", distinct(events))
     if LABEL in events.columns and not keep_negatives:
         events = without("rows_below_threshold", events.filter(pl.col(LABEL) == 1).drop(LABEL))
         test = None if test is None else test.drop(LABEL, strict=False)
     if start is not None or end is not None:
         if TIMESTAMP not in events.columns:
-            raise DataError(
-                f"{name}: start and end need a timestamp; say columns.timestamp=NAME or leave them out"
-            )
+            raise DataError(f"{name}: start and end need a timestamp; say columns.timestamp=NAME or leave them out")
         time = pl.col(TIMESTAMP)
         inside = pl.lit(True)
         inside = inside if start is None else inside & (time >= moment(start, "start"))
@@ -107,6 +108,48 @@ def moment(value: str | date, name: str) -> datetime:
     if not isinstance(at, datetime):
         at = datetime(at.year, at.month, at.day)
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def distinct(rows: pl.DataFrame) -> pl.DataFrame:
+    """Each row once. Only rows that share a hash with another are compared, which is what makes it fast."""
+    hashes = row_hashes(rows, 0)
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not twice.size:
+        return rows
+    doubtful = np.isin(hashes, twice)
+    return pl.concat([rows.filter(~doubtful), rows.filter(doubtful).unique(maintain_order=True)])
+
+
+def row_hashes(rows: pl.DataFrame, lane: int) -> np.ndarray:
+    """A hash of every row's (column name, value) pairs, whatever the order of columns, uint64 [n].
+
+    lane: which of several independent hashes.
+    """
+    hashes = np.zeros(rows.height, dtype=np.uint64)
+    for column in rows:
+        seed = int.from_bytes(hashlib.blake2b(column.name.encode(), digest_size=7).digest(), "little") + lane
+        mixed = mix64(_words(column), seed)
+        hashes += np.where(column.is_null().to_numpy(), np.uint64(seed), mixed) if column.null_count() else mixed
+    return hashes
+
+
+def _words(column: pl.Series) -> np.ndarray:
+    """A column as int64 words; null is any."""
+    if column.dtype.is_temporal():
+        column = column.to_physical()
+    if column.dtype.is_float():
+        words = (column.fill_null(0.0).cast(pl.Float64) + 0.0).to_numpy().view(np.int64)
+    elif column.dtype.is_integer() or column.dtype == pl.Boolean:
+        words = column.fill_null(0 if column.dtype.is_integer() else False).cast(pl.Int64).to_numpy()
+    else:
+        text = column.cast(pl.String) if not column.dtype.is_nested() else _json(column)
+        words = id_keys(text.fill_null(""))
+    return words
+
+
+def _json(column: pl.Series) -> pl.Series:
+    return column.to_frame("value").select(pl.struct("value").struct.json_encode())["value"]
 
 
 def _same_ids(

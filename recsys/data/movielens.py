@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys.data.checks import DataError, Rows
-from recsys.data.files import check_readable, collect, existing, scan
+from recsys.data.files import check_readable, collect, collect_text, existing, scan
 from recsys.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 RATING = "rating"
@@ -38,13 +38,8 @@ def read_layout(path: Path) -> Layout:
 
 def _hundred_thousand(folder: Path) -> Layout:
     users, films = _lines(folder / "u.user", "|"), _lines(folder / "u.item", "|")
-    marked = [
-        ["|".join(g for g, flag in zip(GENRES, film[5:], strict=False) if flag == "1")]
-        for film in films or []
-    ]
-    items = _films(
-        folder / "u.item", films and [film[:2] + genres for film, genres in zip(films, marked, strict=True)]
-    )
+    marked = [["|".join(g for g, flag in zip(GENRES, film[5:], strict=False) if flag == "1")] for film in films or []]
+    items = _films(folder / "u.item", films and [film[:2] + genres for film, genres in zip(films, marked, strict=True)])
     people = _frame(folder / "u.user", users, [USER_ID, "age", "gender", "occupation", "zip_code"], ["age"])
     file = folder / "u.data"
     lazy = pl.scan_csv(file, separator="\t", has_header=False, infer_schema=False)
@@ -74,9 +69,7 @@ def _csv(folder: Path) -> Layout:
         check_readable(films)
         table = collect(films, scan(films))
         if not {"movieId", "title", "genres"} <= set(table.columns):
-            raise DataError(
-                f"{films}: wanted columns movieId, title, genres, found {', '.join(table.columns)}"
-            )
+            raise DataError(f"{films}: wanted columns movieId, title, genres, found {', '.join(table.columns)}")
         items = _films(films, table.select("movieId", "title", "genres").rows())
     lazy = scan(file)
     names = lazy.collect_schema().names()
@@ -97,7 +90,7 @@ def _rows(file: Path, lazy: pl.LazyFrame, positions: list[int]) -> Rows:
     if len(names) <= positions[-1]:
         raise DataError(f"{file}: row 1 has {len(names)} fields, wanted {', '.join(FIELDS)}")
     renamed = [pl.col(names[at]).alias(field) for at, field in zip(positions, FIELDS, strict=True)]
-    frame = collect(file, lazy.select(renamed))
+    frame = collect_text(file, lazy.select(renamed))
     if frame.is_empty():
         raise DataError(f"{file}: no rows")
     return Rows(frame, [str(file)], [frame.height], text=True)
@@ -127,13 +120,9 @@ def _frame(file: Path, lines: list | None, names: list[str], numeric: list[str])
         if len(fields) != len(names):
             raise DataError(f"{file}: row {number} has {len(fields)} fields, wanted {', '.join(names)}")
         if not str(fields[0]).isdigit():
-            raise DataError(
-                f"{file}: column {names[0]!r}, row {number}: id {fields[0]!r} is not a whole number"
-            )
+            raise DataError(f"{file}: column {names[0]!r}, row {number}: id {fields[0]!r} is not a whole number")
     frame = pl.DataFrame(lines, schema=dict.fromkeys(names, pl.String), orient="row")
-    return frame.with_columns(
-        pl.col(names[0]).cast(pl.Int64), pl.col(numeric).cast(pl.Int64, strict=False)
-    ).lazy()
+    return frame.with_columns(pl.col(names[0]).cast(pl.Int64), pl.col(numeric).cast(pl.Int64, strict=False)).lazy()
 
 
 def _files(ratings: Path, *others: str) -> tuple[Path, ...]:

@@ -44,7 +44,7 @@ def test_the_good_file_is_good(csv):
     [
         ("2,10,4", ",10,4", "column 'user_id', row 2: the id is missing; fill it or drop the row"),
         ("3,11,2", "3,,2", "column 'item_id', row 3: the id is missing"),
-        ("2,10,4", "-2,10,4", "column 'user_id', row 2: id '-2' is negative"),
+        ("2,10,4", "-2,10,4", "column 'user_id', row 2: id -2 is negative"),
         ("2,10,4", "2.5,10,4", "column 'user_id', row 2: id '2.5' is a decimal number"),
         ("2,10,4", "2,10,good", "column 'rating', row 2: 'good' is not a number"),
         ("2,10,4", "2,10,", "column 'rating', row 2: the label is missing"),
@@ -117,7 +117,7 @@ def test_a_wrong_type_or_value_in_parquet_and_frame(tmp_path, column, values, me
 
 def test_a_rating_needs_a_threshold(csv):
     said = refused(readers.table, csv(), columns={"label": "rating"})
-    assert "row 1: label '5' is neither 0 nor 1; say from which value a row is positive" in said
+    assert "row 1: label 5 is neither 0 nor 1; say from which value a row is positive" in said
     said = refused(readers.table, csv(), label_threshold=4)
     assert "label_threshold=4 without a label; say columns.label=NAME" in said
 
@@ -219,7 +219,7 @@ def test_a_file_that_may_not_be_read(csv, monkeypatch):
 
 
 def test_a_file_that_fails_while_reading(csv, monkeypatch):
-    def fail(self):
+    def fail(self, **options):
         raise OSError("Input/output error")
 
     monkeypatch.setattr(pl.LazyFrame, "collect", fail)
@@ -249,7 +249,7 @@ def test_bad_movielens_files(tmp_path):
 def test_an_id_twice_in_a_feature_table(csv, tmp_path):
     (tmp_path / "films.csv").write_text("item_id,name\n10,A\n11,B\n10,C\n")
     said = refused(readers.table, csv(), item_features=tmp_path / "films.csv")
-    assert said.startswith(f"{tmp_path}/films.csv: column 'item_id', row 3: id '10' stands twice")
+    assert said.startswith(f"{tmp_path}/films.csv: column 'item_id', row 3: id 10 stands twice")
 
 
 def test_train_and_test_with_different_types_of_id():

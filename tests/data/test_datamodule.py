@@ -43,7 +43,7 @@ def decoded(module, queries):
     return found
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(any_rows, split_kinds, st.sampled_from([0, 0.3]))
 def test_queries_against_dicts(rows, kind, validation):
     log = log_of(rows)
@@ -81,7 +81,7 @@ def test_queries_against_dicts(rows, kind, validation):
     assert len(module.train) == len(pairs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(any_rows, split_kinds, st.randoms(use_true_random=False))
 def test_row_order_changes_nothing(rows, kind, random):
     shuffled = list(rows)
