@@ -99,7 +99,7 @@ class EASE(Retriever):
         del factor_II
         inverse_II.div_(-inverse_II.diagonal().clone())  # column j by P_jj
         inverse_II.fill_diagonal_(0.0)
-        self.weights_II = inverse_II.float()
+        self.weights_II = inverse_II.float().contiguous()  # LAPACK leaves columns together
         self.steps_done.fill_(1)
         report(1, 1, {"train/ridge": ridge})
 
