@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 _NEVER = -math.inf
 _STEP = 4096  # queries whose lists are held at once
-_TIED_SCORES = {"cpu": 2**20}  # scores searched for ties at a time, by device type
+_TIED_SCORES = {"cpu": 2**18}  # scores searched for ties at a time, by device type
 _BLOCK_BYTES = {"cpu": 2**24}  # largest useful block of scores: beyond it the cache misses
 _LARGE = 2**28  # both of the above on accelerators
 _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's temporaries and ours
@@ -133,8 +133,7 @@ def rank(
     """
     (k,) = _cut_offs([k])
     parts = [
-        item_idx.cpu()
-        for _, item_idx in _lists(score, queries, k, memory_bytes, device, seed, mask_history, progress)
+        item_idx.cpu() for _, item_idx in _lists(score, queries, k, memory_bytes, device, seed, mask_history, progress)
     ]
     return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
 
@@ -172,8 +171,7 @@ def evaluate(
     beyond = [cut for cut in cuts if cut > num_candidates]
     if beyond:
         warnings.warn(
-            f"k={beyond[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count "
-            "as misses",
+            f"k={beyond[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
             stacklevel=2,
         )
     depth = max(1, min(cuts[-1], num_candidates))
@@ -353,17 +351,19 @@ def _settle_last(scores_BI: Tensor, values_BK: Tensor, item_idx_BK: Tensor, stre
     last = values_BK[:, -1:]
     open_BK = values_BK == last
     need_B = open_BK.sum(1)
-    row, item = (scores_BI == last).nonzero(as_tuple=True)
-    count_B = torch.bincount(row, minlength=len(need_B))
-    hashed = _tie_hash(streams_B[row], item)
-    # Hashes are uniform, so the smallest few of many lie below a known bound: only those are sorted. The
-    # bound leaves room for eight standard deviations; should a row fall short, all are sorted.
+    tied_BI = scores_BI == last
+    count_B = tied_BI.sum(1)
+    # Hashes are uniform, so the smallest few of many lie below a known bound, with room for eight standard
+    # deviations: only those need sorting. Should a row fall short, all are sorted.
     likely_B = (need_B + 8 * need_B.double().sqrt() + 16) / count_B
-    low = hashed <= (likely_B.clamp(max=1) * (2**63 - 1024)).long()[row]
-    low |= (likely_B >= 1)[row]
-    enough_B = torch.bincount(row[low], minlength=len(need_B)) >= need_B
-    if bool(enough_B.all()):
-        row, item, hashed = row[low], item[low], hashed[low]
+    if bool((likely_B < 0.1).any()):
+        items = torch.arange(scores_BI.shape[1], device=scores_BI.device)
+        bound_B = torch.where(likely_B < 1, likely_B * 2.0**63, 2.0**63 - 1024).long()
+        low_BI = tied_BI & (_tie_hash(streams_B[:, None], items) <= bound_B[:, None])
+        if bool((low_BI.sum(1) >= need_B)[likely_B < 1].all()):
+            tied_BI = torch.where((likely_B < 1)[:, None], low_BI, tied_BI)
+    row, item = tied_BI.nonzero(as_tuple=True)
+    hashed = _tie_hash(streams_B[row], item)
     order = hashed.argsort()
     order = order[row[order].argsort(stable=True)]
     row, item = row[order], item[order]

@@ -110,8 +110,7 @@ def intervals(
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if num_replicates < 1 or len(per_user_QM) == 0:
         raise ValueError(
-            f"an interval needs users and replicates, got {len(per_user_QM)} users and "
-            f"num_replicates={num_replicates}"
+            f"an interval needs users and replicates, got {len(per_user_QM)} users and num_replicates={num_replicates}"
         )
     means_RM = replicates(per_user_QM, user_key, num_replicates=num_replicates, seed=seed)
     tail = (1 - confidence) / 2
@@ -145,9 +144,7 @@ def paired_interval(
     if not a["user_key"].equals(b["user_key"]):
         alone = sorted(set(a["user_key"].to_list()) ^ set(b["user_key"].to_list()))
         named = f"; user_key {alone[0]} is in one of them alone" if alone else ""
-        raise ValueError(
-            f"a paired interval needs two runs over the same users, got {len(a)} and {len(b)} rows{named}"
-        )
+        raise ValueError(f"a paired interval needs two runs over the same users, got {len(a)} and {len(b)} rows{named}")
     difference = a.select(metrics).cast(pl.Float64).to_numpy() - b.select(metrics).cast(pl.Float64).to_numpy()
     ends = intervals(
         torch.from_numpy(difference),
@@ -158,8 +155,7 @@ def paired_interval(
     )
     means = difference.mean(0)
     return {
-        name: (float(mean), low, high)
-        for name, mean, (low, high) in zip(metrics, means, ends.tolist(), strict=True)
+        name: (float(mean), low, high) for name, mean, (low, high) in zip(metrics, means, ends.tolist(), strict=True)
     }
 
 
