@@ -21,6 +21,9 @@ from recsys.schema import Interactions, Schema, UserBatch
 GRAM_BLOCK = 65536  # rows widened to float64 at a time
 FOLD_IN_TOLERANCE = 1e-6  # preconditioned residual at which a folded-in user is solved, relative to the first
 TINY = torch.finfo(torch.float32).tiny
+UNOBSERVED_SHARE = 3.0  # default weight of all unobserved cells, relative to all positives
+RIDGE_SHARE = 0.35  # default regularization, relative to the noise of a log of this size
+INITIAL_ITERATIONS = 2  # subspace iterations that the first item vectors come from
 
 
 class ALS(Retriever):
@@ -28,15 +31,22 @@ class ALS(Retriever):
 
         sum_{(u, i) positive} positive_weight (1 - x_u.y_i)^2 + sum_{all others} unobserved_weight (x_u.y_i)^2
         + regularization (sum_u f_u |x_u|^2 + sum_i f_i |y_i|^2),
-        f_u = (positives of u + unobserved_weight * items)^frequency_exponent, f_i alike over users,
+        f_u = (positive_weight * positives of u + unobserved_weight * items)^frequency_exponent, f_i alike,
 
     where items and users are counted that have a positive. Exponent 1 is the frequency-scaled
-    regularisation of Rendle et al., 0 is plain L2. Only two of the first three constants matter to the
-    ranking: multiplying all of them by one number changes nothing while the exponent is 0.
+    regularisation of Rendle et al., 0 is plain L2.
+
+    What suits a log depends on its size and density, so by default both constants follow from it:
+        unobserved_weight: all other cells together weigh UNOBSERVED_SHARE times the positives.
+        regularization: RIDGE_SHARE times (1/sqrt(a) + 1/sqrt(b)) / (1 + share), a and b being the mean
+            positives of a user and of an item and share what was just said. A direction enters the model
+            if its singular value in the matrix of positive_weight / sqrt(f_u f_i), exponent 1, exceeds the
+            regularization, and the singular values of a random log of the same counts reach about that
+            far. Other exponents scale it by the mean f they lack.
 
     The same in other notations:
         implicit (alpha, regularization): positive_weight=alpha, unobserved_weight=1, the same
-            regularization, frequency_exponent=0.
+            regularization, frequency_exponent=0. Then a common factor of the three changes no ranking.
         Rendle et al. (alpha_0, lambda), who fit (1 - s)^2 on positives plus alpha_0 s^2 on every cell:
             positive_weight=1, unobserved_weight=alpha_0 / (1 + alpha_0), the same regularization; their
             factors are ours over sqrt(1 + alpha_0), and f differs by that unobserved_weight.
@@ -45,7 +55,8 @@ class ALS(Retriever):
     changes no score and no norm and makes the part that all rows' systems share diagonal. That diagonal
     preconditions conjugate gradients, run for all rows at once from the factors of the sweep before: one
     sampled dense-dense and one sparse-dense product a step, whatever the lengths of the rows. Memory is
-    a few times the factors and the pairs.
+    a few times the factors and the pairs. The first items span the leading singular vectors of the log,
+    roughly, by INITIAL_ITERATIONS of subspace iteration from Gaussian vectors, which saves most sweeps.
 
     Users are scored by folding in the history of the batch (conjugate gradients to convergence), so
     new users and grown histories need no training.
@@ -56,8 +67,10 @@ class ALS(Retriever):
         num_sweeps: updates of all users and then all items.
         regularization, frequency_exponent, positive_weight, unobserved_weight: see above.
         cg_steps: conjugate gradient steps a row and sweep.
-        init_std: standard deviation of an initial vector's length: its entries have init_std / sqrt(D).
         seed: of the initial factors.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     scores_from_history = True
@@ -71,12 +84,11 @@ class ALS(Retriever):
         *,
         embedding_dim: int = 64,
         num_sweeps: int = 16,
-        regularization: float = 0.003,
+        regularization: float | None = None,
         frequency_exponent: float = 1.0,
         positive_weight: float = 1.0,
-        unobserved_weight: float = 0.1,
+        unobserved_weight: float | None = None,
         cg_steps: int = 2,
-        init_std: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(schema)
@@ -86,11 +98,11 @@ class ALS(Retriever):
             ("cg_steps", cg_steps),
             ("regularization", regularization),
             ("unobserved_weight", unobserved_weight),
-            ("init_std", init_std),
+            ("positive_weight", positive_weight),
         ):
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if positive_weight < unobserved_weight:
+        if unobserved_weight is not None and positive_weight < unobserved_weight:
             raise ValueError(
                 f"positive_weight={positive_weight} must be at least unobserved_weight={unobserved_weight}"
             )
@@ -101,7 +113,6 @@ class ALS(Retriever):
         self.positive_weight = positive_weight
         self.unobserved_weight = unobserved_weight
         self.cg_steps = cg_steps
-        self.init_std = init_std
         self.seed = seed
         self.register_buffer("user_factors_UD", torch.zeros(schema.num_users, embedding_dim))
         self.register_buffer("item_factors_ID", torch.zeros(schema.num_items, embedding_dim))
@@ -126,7 +137,8 @@ class ALS(Retriever):
         ridge_U = self._ridge(self.user_counts, self.item_counts)
         ridge_I = self._ridge(self.item_counts, self.user_counts)
         if int(self.sweeps_done) == 0:
-            self._initialise()
+            self.user_factors_UD.zero_()
+            self.item_factors_ID.copy_(self._initial_items(by_user, by_item))
         users_UD, items_ID = self.user_factors_UD, self.item_factors_ID
         scores_Z = sampled_products(by_user, users_UD, items_ID)
         while int(self.sweeps_done) < self.num_sweeps:
@@ -170,19 +182,38 @@ class ALS(Retriever):
         """Item vectors, float [N, D]."""
         return self.item_factors_ID.index_select(0, item_idx)
 
-    def _initialise(self) -> None:
-        """Gaussian items, zero users; rows without a positive stay zero, which is their optimum."""
+    def constants(self) -> tuple[float, float]:
+        """The unobserved weight and the regularization in use; what was not given follows from the log.
+
+        They need the counts of the training set, so they are known once it was observed.
+        """
+        users, items = int((self.user_counts > 0).sum()), int((self.item_counts > 0).sum())
+        pairs = int(self.item_counts.sum())
+        positive = self.positive_weight
+        weight, ridge = self.unobserved_weight, self.regularization
+        if weight is None:
+            weight = min(positive, UNOBSERVED_SHARE * positive * pairs / (users * items))
+        if ridge is None:
+            share = weight * users * items / (positive * pairs)
+            noise = (math.sqrt(users / pairs) + math.sqrt(items / pairs)) / (1 + share)
+            mean_f = positive * (1 + share) * pairs / math.sqrt(users * items)
+            ridge = RIDGE_SHARE * noise * mean_f ** (1 - self.frequency_exponent)
+        return weight, ridge
+
+    def _initial_items(self, by_user: Tensor, by_item: Tensor) -> Tensor:
+        """Items times the roots of the singular values; those without a positive get zero, and keep it."""
         generator = torch.Generator().manual_seed(self.seed)
-        std = self.init_std / math.sqrt(self.embedding_dim)
-        items_ID = torch.randn(self.item_factors_ID.shape, generator=generator).to(self.device) * std
-        items_ID *= (self.item_counts > 0)[:, None]
-        self.item_factors_ID.copy_(eigenbasis(items_ID, items_ID[:0])[0])
-        self.user_factors_UD.zero_()
+        items_ID = torch.randn(self.item_factors_ID.shape, generator=generator).to(self.device)
+        for _ in range(INITIAL_ITERATIONS):
+            users_UD, _ = orthonormal(by_user @ items_ID)
+            items_ID, singular_D = orthonormal(by_item @ users_UD)
+        return items_ID * singular_D.sqrt()
 
     def _ridge(self, count_R: Tensor, other_count_N: Tensor) -> Tensor:
         """regularization * f, float32 [R]."""
-        weight_R = count_R + self.unobserved_weight * int((other_count_N > 0).sum())
-        return self.regularization * weight_R.float() ** self.frequency_exponent
+        unobserved_weight, regularization = self.constants()
+        weight_R = self.positive_weight * count_R + unobserved_weight * int((other_count_N > 0).sum())
+        return regularization * weight_R.float() ** self.frequency_exponent
 
     def _solve(
         self,
@@ -208,9 +239,10 @@ class ALS(Retriever):
         Returns:
             The new x_RD and scores_Z.
         """
-        excess = self.positive_weight - self.unobserved_weight
+        unobserved_weight, _ = self.constants()
+        excess = self.positive_weight - unobserved_weight
         energy_D = y_ND.square().sum(0, dtype=torch.float64).float()
-        diagonal_RD = ridge_R[:, None] + self.unobserved_weight * energy_D
+        diagonal_RD = ridge_R[:, None] + unobserved_weight * energy_D
         residual_RD = with_values(matrix_RN, self.positive_weight - excess * scores_Z) @ y_ND
         residual_RD -= diagonal_RD * x_RD
         direction_RD = residual_RD / diagonal_RD
@@ -235,18 +267,17 @@ class ALS(Retriever):
             direction_RD = torch.addcmul(preconditioned_RD, momentum_R[:, None], direction_RD)
         return x_RD, scores_Z
 
-    def _loss(
-        self, scores_Z: Tensor, users_UD: Tensor, items_ID: Tensor, ridge_U: Tensor, ridge_I: Tensor
-    ) -> float:
+    def _loss(self, scores_Z: Tensor, users_UD: Tensor, items_ID: Tensor, ridge_U: Tensor, ridge_I: Tensor) -> float:
         """The objective over all cells; items_ID in the basis that makes its Gram matrix diagonal."""
+        unobserved_weight, _ = self.constants()
         scores_Z = scores_Z.double()
         user_square_UD, item_square_ID = users_UD.square(), items_ID.square()
-        pairs = self.positive_weight * (1 - scores_Z).square() - self.unobserved_weight * scores_Z.square()
+        pairs = self.positive_weight * (1 - scores_Z).square() - unobserved_weight * scores_Z.square()
         # sum of (x_u.y_i)^2 over all cells is <X'X, Y'Y>: with Y'Y diagonal, the diagonals' product.
         cells = user_square_UD.sum(0, dtype=torch.float64) @ item_square_ID.sum(0, dtype=torch.float64)
         norms = user_square_UD.sum(1).double() @ ridge_U.double()
         norms += item_square_ID.sum(1).double() @ ridge_I.double()
-        return float(pairs.sum() + self.unobserved_weight * cells + norms)
+        return float(pairs.sum() + unobserved_weight * cells + norms)
 
 
 def csr(pairs: Interactions) -> Tensor:
@@ -263,9 +294,7 @@ def csr(pairs: Interactions) -> Tensor:
     values = torch.ones(len(pairs), device=pairs.device)
     with warnings.catch_warnings():  # once a process: "Sparse CSR tensor support is in beta state"
         warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(
-            pairs.indptr.int(), item_idx.int(), values, (pairs.num_rows, pairs.num_items)
-        )
+        return torch.sparse_csr_tensor(pairs.indptr.int(), item_idx.int(), values, (pairs.num_rows, pairs.num_items))
 
 
 def with_values(matrix: Tensor, values_Z: Tensor) -> Tensor:
@@ -280,9 +309,7 @@ def sampled_products(matrix_RN: Tensor, x_RD: Tensor, y_ND: Tensor) -> Tensor:
 
 def per_pair(matrix_RN: Tensor, values_R: Tensor) -> Tensor:
     """A row's value at each of its pairs, [Z]."""
-    return torch.repeat_interleave(
-        values_R, matrix_RN.crow_indices().diff(), output_size=matrix_RN.values().numel()
-    )
+    return torch.repeat_interleave(values_R, matrix_RN.crow_indices().diff(), output_size=matrix_RN.values().numel())
 
 
 def row_dots(a_RD: Tensor, b_RD: Tensor) -> Tensor:
@@ -298,3 +325,10 @@ def eigenbasis(fixed_ND: Tensor, other_RD: Tensor) -> tuple[Tensor, Tensor]:
         gram_DD.addmm_(block_ND.T, block_ND)
     rotation_DD = torch.linalg.eigh(gram_DD).eigenvectors.to(fixed_ND.dtype)
     return fixed_ND @ rotation_DD, other_RD @ rotation_DD
+
+
+def orthonormal(y_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis of the columns' span and the lengths they had, in ascending order."""
+    y_ND, _ = eigenbasis(y_ND, y_ND[:0])
+    length_D = torch.linalg.vector_norm(y_ND, dim=0)
+    return y_ND / length_D.clamp_min(TINY), length_D

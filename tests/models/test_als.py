@@ -35,8 +35,8 @@ def fitted(**kwargs: float) -> tuple[ALS, list[float]]:
 
 def ridges(exponent: float) -> tuple[np.ndarray, np.ndarray]:
     users, items = X_UI.sum(1), X_UI.sum(0)
-    ridge_U = 0.2 * (users + 0.4 * (items > 0).sum()) ** exponent
-    return ridge_U, 0.2 * (items + 0.4 * (users > 0).sum()) ** exponent
+    ridge_U = 0.2 * (3.0 * users + 0.4 * (items > 0).sum()) ** exponent
+    return ridge_U, 0.2 * (3.0 * items + 0.4 * (users > 0).sum()) ** exponent
 
 
 def dense_loss(model: ALS, exponent: float) -> float:
