@@ -1,4 +1,4 @@
-"""Logs in: any table, MovieLens, adjacency lists, a DataFrame, the synthetic world. Each reader returns a `Log`.
+"""Logs in: any table, MovieLens, adjacency lists, a DataFrame, the world. Each reader returns a `Log`.
 
 Files are scanned lazily and only the columns that are named are read. Rows that agree in every column read
 are one row: the others are counted and dropped.
@@ -185,7 +185,7 @@ def adjacency(train: str | Path, test: str | Path) -> Log:
 
 
 def world(world: World) -> Log:
-    """The homepage log of a synthetic world, generated on the spot; `Log.world` is the world, for its answer key.
+    """The homepage log of a synthetic world, generated on the spot; `Log.world` is the world.
 
     Rows are impressions; label 1 is a click. Videos are known from the day of their upload.
     """
@@ -226,9 +226,7 @@ def _resolve(names: Mapping[str, str | None], available: list[str], file: str) -
     roles = (USER_ID, ITEM_ID, TIMESTAMP, LABEL)
     for role in names:
         if role not in roles:
-            raise DataError(
-                f"columns.{role} is unknown{nearest(role, roles)}; columns are {', '.join(roles)}"
-            )
+            raise DataError(f"columns.{role} is unknown{nearest(role, roles)}; columns are {', '.join(roles)}")
     found = {role: _column(role, names.get(role), available, file) for role in roles}
     return {role: name for role, name in found.items() if name is not None}
 
@@ -247,9 +245,7 @@ def _column(role: str, named: str | None, available: list[str], file: str) -> st
 def _require(wanted: list[str], available: list[str], file: str) -> None:
     for name in wanted:
         if name not in available:
-            raise DataError(
-                f"{file}: no column {name!r}{nearest(name, available)} (it has {', '.join(available)})"
-            )
+            raise DataError(f"{file}: no column {name!r}{nearest(name, available)} (it has {', '.join(available)})")
 
 
 def _typed(
@@ -266,9 +262,7 @@ def _typed(
     if LABEL in found:
         columns[LABEL] = checks.labels(rows, found[LABEL], threshold)
     elif threshold is not None:
-        raise DataError(
-            f"{rows.files[0]}: label_threshold={threshold:g} without a label; say columns.label=NAME"
-        )
+        raise DataError(f"{rows.files[0]}: label_threshold={threshold:g} without a label; say columns.label=NAME")
     for name in keep:
         if name in columns:
             raise DataError(f"keep: column {name!r} has a role already; leave it out")

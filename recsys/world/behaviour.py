@@ -44,6 +44,7 @@ from recsys.world.population import (
 )
 
 USERS_AT_ONCE = 512  # some 10,000 rows a day: in cache, and below the size from which torch splits its work
+ONE = 1 << 52
 MAX_SESSIONS = 63  # a day, of one user; at 24 expected ones the cut takes 1e-11 of them
 VISITS, START, DEPTH, INTENT, SHOWN, CLICK, WATCH, COMPLETE, SESSION_IDS = range(9)
 
@@ -121,9 +122,7 @@ def sessions(world: World, day: int, who: Users, noise_seed: Tensor | int | None
 def draw_topic(world: World, who: Users, row: Tensor, u: Tensor) -> Tensor:
     """Topics with the probabilities of `taste`, from uniforms u of users who[row]."""
     anything = u < world.wander
-    rest = (
-        ((u - world.wander) / (1 - world.wander)).clamp_(min=0) if world.wander < 1 else torch.zeros_like(u)
-    )
+    rest = ((u - world.wander) / (1 - world.wander)).clamp_(min=0) if world.wander < 1 else torch.zeros_like(u)
     choice = torch.zeros_like(row)
     edges = who.weight.cumsum(1)
     for j in range(world.num_favourites - 1):
@@ -219,9 +218,7 @@ def speaks(country: Tensor, language: Tensor) -> Tensor:
     return (own == language) | (language == LANGUAGES.index(SPEECHLESS))
 
 
-def click_logit(
-    world: World, first: Tensor, second: Tensor, understood: Tensor, bias: Tensor, what: Videos
-) -> Tensor:
+def click_logit(world: World, first: Tensor, second: Tensor, understood: Tensor, bias: Tensor, what: Videos) -> Tensor:
     """Log-odds of a click on an examined video, were it not for the intent.
 
     first, second: `log_taste` for the video's two topics; understood: `speaks`. Rows, or [B, N] with N videos and
@@ -239,18 +236,14 @@ def click_logit(
 
 def intent_logit(world: World, intent: Tensor, what: Videos) -> Tensor:
     """What the intent of a visit adds to the log-odds of a click."""
-    share = (1 - what.second_share) * (intent == what.topic) + what.second_share * (
-        intent == what.second_topic
-    )
+    share = (1 - what.second_share) * (intent == what.topic) + what.second_share * (intent == what.second_topic)
     return world.intent_gain * share
 
 
 def watch_mean(world: World, first: Tensor, what: Videos) -> Tensor:
     """Expected share of the duration that a click is watched, completion aside, float64 in (0, 1)."""
     length = torch.log(what.duration / world.duration_median)
-    return torch.sigmoid(
-        world.watch_bias + world.watch_taste_gain * first - world.watch_length_penalty * length
-    )
+    return torch.sigmoid(world.watch_bias + world.watch_taste_gain * first - world.watch_length_penalty * length)
 
 
 def expected_watch(world: World, first: Tensor, what: Videos) -> Tensor:
@@ -265,7 +258,7 @@ def _watched(world: World, first: Tensor, what: Videos, keys: Tensor) -> Tensor:
     mean = watch_mean(world, first, what)
     share = noise.uniform(noise.extend(keys, WATCH)) ** (1 / mean - 1)  # E[u ** b] = 1 / (1 + b) = mean
     ended = noise.uniform(noise.extend(keys, COMPLETE)) < world.completion * mean
-    return what.duration * torch.where(ended, 1.0, share)
+    return (what.duration * torch.where(ended, 1.0, share)).clamp(min=0.001)
 
 
 # --- rows -------------------------------------------------------------------------------------------
@@ -292,8 +285,10 @@ def impressions(world: World, day: int, who: Users, noise_seed: Tensor | int | N
 
     share = taste(world, shown, what.topic)
     p = probability(world, day, share, what)
-    before = p.cumsum(0) - p
-    propensity = p / (1 - (before - before[start][session]).clamp_(min=0))
+    # Whole numbers add up to the same in any order: the sums above a row depend on its own visit alone.
+    parts = (p * ONE).round_().long()
+    above = parts.cumsum(0) - parts
+    propensity = p / (1 - (above - above[start][session]) / ONE)
 
     first = log_taste(world, share)
     second = log_taste(world, taste(world, shown, what.second_topic))
@@ -324,8 +319,8 @@ def impressions(world: World, day: int, who: Users, noise_seed: Tensor | int | N
 def frame(world: World, day: int, rows: Columns) -> pl.DataFrame:
     """`impressions` as the log that a platform would keep: ids in place of numbers, and nothing latent.
 
-    Columns: user_id, item_id, timestamp (Datetime us UTC), label (Int8, 1 = click), position (Int16, from 0), propensity,
-    watch_seconds, session_id (random-looking int64).
+    Columns: user_id, item_id, timestamp (Datetime us UTC), label (Int8, 1 = click), position (Int16, from 0),
+    propensity and watch_seconds (Float32, whole milliseconds), session_id (random-looking int64).
     """
     session = (rows["user"] * 1024 + day) * (MAX_SESSIONS + 1) + rows["visit"]
     return pl.DataFrame(
@@ -335,8 +330,9 @@ def frame(world: World, day: int, rows: Columns) -> pl.DataFrame:
             "timestamp": rows["timestamp"].cpu().numpy(),
             "label": rows["label"].cpu().numpy(),
             "position": rows["position"].cpu().numpy(),
-            "propensity": rows["propensity"].cpu().numpy(),
-            "watch_seconds": rows["watch_seconds"].cpu().numpy(),
+            # Coarser than float64, so that the last bit of a vectorised pow does not matter.
+            "propensity": rows["propensity"].float().cpu().numpy(),
+            "watch_seconds": (rows["watch_seconds"] * 1000).round().div(1000).float().cpu().numpy(),
             "session_id": noise.permute(session, 1 << 48, SESSION_IDS).cpu().numpy(),
         }
     ).with_columns(
@@ -350,9 +346,8 @@ def log(world: World, days: range | None = None, numbers: range | None = None) -
     """The log of the given days and users (all by default) in the order of (day, user, start of visit, position)."""
     days = range(world.num_days) if days is None else days
     numbers = range(world.num_users) if numbers is None else numbers
-    frames = []
-    for day in days:
-        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE):
-            number = torch.arange(low, min(low + USERS_AT_ONCE, numbers.stop))
-            frames.append(frame(world, day, impressions(world, day, users(world, number))))
-    return pl.concat(frames, rechunk=False)
+    blocks = [
+        users(world, torch.arange(low, min(low + USERS_AT_ONCE, numbers.stop)))
+        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE)
+    ]
+    return pl.concat([frame(world, day, impressions(world, day, who)) for day in days for who in blocks])

@@ -1,7 +1,8 @@
 """Counter-based randomness: every number is a pure function of its key, never of the order of drawing.
 
 A key is an int64 built from a seed, a stream and any number of counters by splitmix64 (Steele, Lea and
-Flood 2014), in wrapping int64 arithmetic that CPU and GPU share. Uniforms have 53 bits.
+Flood 2014), in wrapping int64 arithmetic that CPU and GPU share. Uniforms have 52 bits and a half, so that
+neither 0 nor 1 comes out.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ SECOND = _signed(0x94D049BB133111EB)
 
 def mix(x: Tensor) -> Tensor:
     """The splitmix64 finaliser, a bijection of int64. Shifts are logical: the sign bits are masked off."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+    x = (x >> 30).bitwise_and_((1 << 34) - 1).bitwise_xor_(x).mul_(FIRST)
+    x = (x >> 27).bitwise_and_((1 << 37) - 1).bitwise_xor_(x).mul_(SECOND)
+    return (x >> 31).bitwise_and_((1 << 33) - 1).bitwise_xor_(x)
 
 
 def key(*parts: Tensor | int) -> Tensor:
@@ -41,7 +42,7 @@ def extend(start: Tensor, *parts: Tensor | int) -> Tensor:
 
 def uniform(keys: Tensor) -> Tensor:
     """float64 in the open interval (0, 1), of the shape of the keys."""
-    return ((keys >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
+    return ((keys >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
 
 
 def normal(keys: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ their own, languages in the policy, places that change hands more than once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
@@ -117,6 +118,8 @@ class World:
                 raise ValueError(f"world.{field.name} must be a whole number, got {value!r}")
             if field.type == "float" and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"world.{field.name} must be a number, got {value!r}")
+            if field.type != "str" and not math.isfinite(value):
+                raise ValueError(f"world.{field.name} must be a finite number, got {value!r}")
         for name in (
             "num_users", "num_videos", "num_days", "num_topics", "num_favourites", "fresh_days", "max_depth",
             "sessions_per_day", "max_sessions_per_day", "videos_per_creator", "duration_median",
@@ -136,12 +139,8 @@ class World:
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"world.{name} is a share and must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.new_video_share <= 0.5:
-            raise ValueError(f"world.new_video_share must lie in [0, 0.5], got {self.new_video_share}")
         if self.max_sessions_per_day > 24:
-            raise ValueError(
-                f"world.max_sessions_per_day must be at most 24, got {self.max_sessions_per_day}"
-            )
+            raise ValueError(f"world.max_sessions_per_day must be at most 24, got {self.max_sessions_per_day}")
         if self.num_users >= 1 << 31 or self.num_videos >= 1 << 31 or self.num_days >= 1 << 10:
             raise ValueError("world: at most 2**31 users, 2**31 videos and 1023 days can be addressed")
         if self.num_topics > self.num_videos:
@@ -162,6 +161,11 @@ class World:
             raise ValueError(
                 "world.explore_share, popularity_share, taste_share and fresh_share must add up to 1, "
                 f"they add up to {shares:.6g}"
+            )
+        if not 0 <= self.new_video_share < 1 or self.num_new > self.num_places:
+            raise ValueError(
+                f"world.new_video_share={self.new_video_share} must lie in [0, 0.5) and leave at least as many "
+                "older videos, in whole rounds of the topics, as there are new ones; lower it"
             )
         if self.fresh_share > 0 and self.num_new < self.num_days + self.fresh_days:
             raise ValueError(
@@ -436,9 +440,7 @@ def _numbers(ids: Tensor, keys: int, size: int, what: str) -> Tensor:
     number = torch.where((ids >= 0) & (ids < ID_SPACE), noise.unpermute(ids % ID_SPACE, ID_SPACE, keys), size)
     if bool((number >= size).any()):
         row = int((number >= size).nonzero()[0, 0])
-        raise ValueError(
-            f"{what} {int(ids[row])} (row {row}) is not of this world; are seed and preset the same?"
-        )
+        raise ValueError(f"{what} {int(ids[row])} (row {row}) is not of this world; are seed and preset the same?")
     return number
 
 

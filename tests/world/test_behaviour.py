@@ -1,0 +1,204 @@
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+from scipy import stats
+
+from recsys.data import readers
+from recsys.world import World, behaviour, population
+from recsys.world.population import users, videos
+
+
+def repeated(world: World, number: int, times: int) -> population.Users:
+    """One user, many times: with a noise seed each, as many months of the same life."""
+    return users(world, torch.full((times,), number))
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
+    """The p-value, with everything expected less than ten times in one class."""
+    common = expected >= 10
+    observed = np.append(observed[common], observed[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    keep = expected > 1e-9
+    assert observed[~keep].sum() == 0
+    return float(stats.chisquare(observed[keep], expected[keep] * observed.sum() / expected.sum()).pvalue)
+
+
+def test_any_day_and_users_alone_equal_the_full_run(tiny: World, log: pl.DataFrame) -> None:
+    ids = population.user_ids(tiny, torch.arange(150, 700)).tolist()
+    number = pl.col("session_id")
+    sessions = behaviour.log(tiny, range(7, 9), range(150, 700))
+    assert sessions.height > 5000
+    same = log.filter(number.is_in(sessions["session_id"].unique().implode()))
+    assert_frame_equal(sessions, same, check_exact=True)
+    start = pl.col("timestamp").min().over("session_id").dt.date() - pl.date(2026, 1, 5)
+    in_days = start.dt.total_days().is_between(7, 8)
+    assert log.filter(in_days & pl.col("user_id").is_in(ids)).height == sessions.height
+    # Nor do the block size or the order of the users matter.
+    mixed = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([9, 2, 1])))
+    alone = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([2])))
+    for name, column in alone.items():
+        if name != "row":
+            assert torch.allclose(column, mixed[name][mixed["row"] == 1], rtol=1e-14), name
+
+
+def test_seeds(micro: World) -> None:
+    first = behaviour.log(micro)
+    assert_frame_equal(first, behaviour.log(micro), check_exact=True)
+    month, people = replace(micro, noise_seed=1), replace(micro, seed=1)
+    assert not first.equals(behaviour.log(month))
+    assert population.user_table(micro).equals(population.user_table(month))
+    assert population.video_table(micro).equals(population.video_table(month))
+    assert not population.video_table(micro).equals(population.video_table(people))
+    assert not set(first["item_id"]) & set(behaviour.log(people)["item_id"])
+
+
+def test_the_log_is_well_formed(tiny: World, log: pl.DataFrame) -> None:
+    assert log.columns == [
+        "user_id", "item_id", "timestamp", "label", "position", "propensity", "watch_seconds", "session_id",
+    ]  # fmt: skip
+    assert log.schema["timestamp"] == pl.Datetime("us", "UTC")
+    assert log.null_count().sum_horizontal().item() == 0
+    assert not log.select("session_id", "item_id").is_duplicated().any()
+    shape = log.group_by("session_id").agg(
+        pl.col("user_id").n_unique().alias("users"),
+        (pl.col("position") == pl.int_range(pl.len())).all().alias("in_order"),
+        pl.col("timestamp").is_sorted().alias("later"),
+        pl.len(),
+    )
+    assert (shape["users"] == 1).all()
+    assert shape["in_order"].all()
+    assert shape["later"].all()
+    assert shape["len"].max() <= tiny.max_depth
+    assert log["propensity"].is_between(0, 1, closed="right").all()
+    joined = log.join(population.video_table(tiny), on="item_id")
+    assert joined.height == log.height
+    assert (joined["uploaded"] <= joined["timestamp"]).all()
+    assert (joined["watch_seconds"] <= joined["duration"]).all()
+    assert ((joined["watch_seconds"] > 0) == (joined["label"] == 1)).all()
+    joined = log.join(population.user_table(tiny), on="user_id")
+    assert joined.height == log.height
+    assert (joined["sign_up"] <= joined["timestamp"]).all()
+
+
+def test_tiny_meets_its_rates(tiny: World, log: pl.DataFrame) -> None:
+    assert log.height / tiny.num_users == pytest.approx(577, rel=0.05)
+    assert log["label"].mean() == pytest.approx(0.02, abs=0.001)
+    clicks = log.filter(pl.col("label") == 1)["user_id"].value_counts()["count"]
+    assert clicks.max() > 8 * clicks.mean()
+
+
+def test_clicks_happen_as_often_as_stated(tiny: World) -> None:
+    stated, clicked = [], []
+    for day in range(10):
+        rows = behaviour.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
+        stated.append(rows["relevance"] * behaviour.examination(tiny)[rows["position"]])
+        clicked.append(rows["label"])
+    p, label = torch.cat(stated).numpy(), torch.cat(clicked).numpy()
+    bins = np.searchsorted(np.quantile(p, np.linspace(0, 1, 21)[1:-1]), p)
+    z = [(label[bins == b].sum() - p[bins == b].sum()) / np.sqrt((p * (1 - p))[bins == b].sum()) for b in range(20)]
+    assert p.max() > 20 * p.mean()
+    assert stats.chi2.sf(np.square(z).sum(), 20) > 1e-4
+
+
+def test_draw_probabilities_add_up_to_one(micro: World) -> None:
+    who = users(micro, torch.arange(20))
+    every = videos(micro, torch.arange(micro.num_videos))
+    affinity = population.taste(micro, who, every.topic.expand(20, -1))
+    for day in range(micro.num_days):
+        p = behaviour.probability(micro, day, affinity, every)
+        assert torch.allclose(p.sum(1), torch.ones(20, dtype=torch.float64))
+        assert ((p > 0) == (every.upload_day <= day)).all()
+
+
+def test_propensities_by_enumeration(micro: World) -> None:
+    """All ordered pairs that the first two positions can show, against the visits of 100,000 days."""
+    day, times = 3, 100_000
+    rows = behaviour.impressions(micro, day, repeated(micro, 4, times), torch.arange(times))
+    who, every = users(micro, torch.tensor([4])), videos(micro, torch.arange(micro.num_videos))
+    p = behaviour.probability(micro, day, population.taste(micro, who, every.topic[None]), every)[0]
+    first = rows["position"] == 0
+    count = torch.bincount(rows["video"][first], minlength=micro.num_videos).numpy()
+    assert chi_square(count, p.numpy() * count.sum()) > 1e-4
+    assert torch.allclose(rows["propensity"][first], p[rows["video"][first]])
+
+    second = (rows["position"] == 1).nonzero()[:, 0]
+    a, b = rows["video"][second - 1], rows["video"][second]
+    assert torch.allclose(rows["propensity"][second], p[b] / (1 - p[a]))
+    pair = (p[:, None] * p / (1 - p[:, None])).fill_diagonal_(0)
+    count = torch.bincount(a * micro.num_videos + b, minlength=micro.num_videos**2).numpy()
+    assert chi_square(count, pair.flatten().numpy() * count.sum()) > 1e-4
+
+    third = (rows["position"] == 2).nonzero()[:, 0]
+    above = p[rows["video"][third - 1]] + p[rows["video"][third - 2]]
+    assert torch.allclose(rows["propensity"][third], p[rows["video"][third]] / (1 - above))
+
+
+def test_visits_follow_rate_hour_depth_and_taste(micro: World) -> None:
+    world = replace(micro, new_user_share=0.0)
+    for day in (2, 5):  # a weekday and a Saturday
+        who = repeated(world, 7, 40_000)
+        visits = behaviour.sessions(world, day, who, torch.arange(40_000))
+        rate = float(behaviour.session_rate(world, who[:1], day)[0])
+        assert rate == pytest.approx(float(who.rate[0]) * (1.15 if day == 5 else 1))
+        count = np.bincount(torch.bincount(visits["row"], minlength=40_000).numpy(), minlength=64)
+        assert chi_square(count, stats.poisson.pmf(np.arange(64), rate) * 40_000) > 1e-4
+
+        total = visits["row"].numel()
+        second = (visits["start"] - world.start_us) // 1_000_000 - day * 86_400
+        hours = np.bincount(second.numpy() // 3600, minlength=24)
+        cdf = behaviour.hour_cdf(world)[who.peak_hour[0]]
+        assert chi_square(hours, cdf.diff().numpy() * total) > 1e-4
+        assert hours.argmax() == int(who.peak_hour[0])
+
+        reached = np.append(np.arange(1, world.max_depth + 1) ** -world.depth_exponent, 0)
+        depth = np.bincount(visits["depth"].numpy(), minlength=world.max_depth + 1)[1:]
+        assert chi_square(depth, -np.diff(reached) * total) > 1e-4
+
+        topics = torch.arange(world.num_topics)
+        share = population.taste(world, who[:1], topics[None])[0].numpy()
+        assert chi_square(np.bincount(visits["intent"].numpy(), minlength=world.num_topics), share * total) > 1e-4
+
+
+def test_nobody_comes_before_signing_up(micro: World) -> None:
+    who = users(micro, torch.arange(micro.num_users))
+    late = who.sign_up_day > 2
+    assert late.any()
+    assert (behaviour.session_rate(micro, who, 2)[late] == 0).all()
+
+
+def test_watch_time_is_as_long_as_expected(tiny: World) -> None:
+    seconds, expected, squares = 0.0, 0.0, 0.0
+    for day in range(8):
+        rows = behaviour.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
+        clicked = rows["label"]
+        who, what = users(tiny, rows["user"][clicked]), videos(tiny, rows["video"][clicked])
+        first = behaviour.log_taste(tiny, population.taste(tiny, who, what.topic))
+        mean = behaviour.expected_watch(tiny, first, what)
+        watched = rows["watch_seconds"][clicked]
+        seconds, expected = seconds + float(watched.sum()), expected + float(mean.sum())
+        squares += float((watched - mean).square().sum())
+        assert 0.05 < float((watched == what.duration).double().mean()) < 0.5
+    assert abs(seconds - expected) < 4 * squares**0.5
+
+
+def test_a_huge_world_needs_no_table(tiny: World) -> None:
+    world = replace(tiny, num_users=1_300_000_000, num_videos=100_000_000, num_topics=2000)
+    who = users(world, torch.arange(1_299_999_900, 1_300_000_000))
+    rows = behaviour.impressions(world, 20, who)
+    assert rows["video"].max() > 10_000_000
+    assert (videos(world, rows["video"]).upload_day <= 20).all()
+    assert (rows["propensity"] > 0).all()
+
+
+def test_the_world_as_a_log(micro: World) -> None:
+    log = readers.world(micro)
+    events = log.events.collect()
+    assert log.world is micro
+    assert log.counts["rows"] == events.height
+    assert log.counts["positives"] == events["label"].sum()
+    assert log.items is not None
+    assert log.items.collect_schema()["timestamp"] == pl.Datetime("us", "UTC")

@@ -1,0 +1,191 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+
+from recsys.world import World, behaviour, population
+from recsys.world.oracle import LogOracle, RelevanceScorer, attention, relevance, utility
+from recsys.world.population import DAY_US, users, videos
+
+HOUR_US = DAY_US // 24
+
+
+def catalogue(world: World) -> torch.Tensor:
+    """item_ids of all videos by number, after the two reserved indices."""
+    ids = population.video_ids(world, torch.arange(world.num_videos))
+    return torch.cat([torch.zeros(2, dtype=torch.int64), ids])
+
+
+def batch(world: World, number: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"user_key": population.user_ids(world, number)}
+
+
+def frequencies(world: World, number: int, cut: int, end: int, times: int) -> torch.Tensor:
+    """How often the user clicks each video at least once in [cut, end), over fresh months."""
+    who = users(world, torch.full((times,), number))
+    clicked = torch.zeros(times, world.num_videos, dtype=torch.bool)
+    step = int(world.seconds_per_impression * 1_000_000)
+    for day in range(world.num_days):
+        rows = behaviour.impressions(world, day, who, torch.arange(times) + 10**9)
+        start = rows["timestamp"] - rows["position"] * step
+        hits = rows["label"] & (start >= cut) & (start < end)
+        clicked[rows["row"][hits], rows["video"][hits]] = True
+    return clicked.double().mean(0)
+
+
+def test_relevance_is_the_mean_over_intents(tiny: World) -> None:
+    number = torch.arange(200)
+    user, item = population.user_ids(tiny, number), population.video_ids(tiny, number * 7)
+    who = users(tiny, number)
+    mean = torch.zeros(200, dtype=torch.float64)
+    for topic in range(tiny.num_topics):
+        intent = torch.full((200,), topic)
+        mean += population.taste(tiny, who, intent) * relevance(tiny, user, item, intent=intent)
+    assert torch.allclose(relevance(tiny, user, item), mean)
+    assert relevance(tiny, user, item).max() > 20 * relevance(tiny, user, item).min()
+
+
+def test_relevance_is_what_impressions_are_drawn_with(tiny: World) -> None:
+    rows = behaviour.impressions(tiny, 2, users(tiny, torch.arange(100)))
+    user, item = (
+        population.user_ids(tiny, rows["user"]),
+        population.video_ids(tiny, rows["video"]),
+    )
+    assert torch.equal(relevance(tiny, user, item, intent=rows["intent"]), rows["relevance"])
+
+
+def test_relevance_scorer_agrees_with_relevance(tiny: World) -> None:
+    scores = RelevanceScorer(tiny, catalogue(tiny)[:500]).score(batch(tiny, torch.tensor([3, 1500, 3])))
+    assert scores.shape == (3, 500)
+    item = catalogue(tiny)[2:500]
+    user = population.user_ids(tiny, torch.tensor([1500])).expand(498)
+    assert torch.allclose(scores[1, 2:].double(), relevance(tiny, user, item), rtol=1e-4)
+    assert torch.allclose(scores[0], scores[2], rtol=1e-5)
+
+
+# Beside a plain micro world one where a visit shows half of what there is, mostly from one topic.
+@pytest.mark.parametrize(("changes", "number"), [({}, 4), ({}, 1), ({"max_depth": 15, "depth_exponent": 0.2}, 4)])
+def test_log_oracle_states_the_frequencies_of_redrawn_months(micro: World, changes: dict, number: int) -> None:
+    world, times = replace(micro, **changes), 8_000 if changes else 20_000
+    cut = world.start_us + 3 * DAY_US + 17 * HOUR_US + 12345
+    end = world.start_us + 5 * DAY_US + 9 * HOUR_US
+    stated = LogOracle(world, catalogue(world), cut, end)(batch(world, torch.tensor([number])))[0, 2:].double()
+    seen = frequencies(world, number, cut, end, times)
+    z = (seen - stated) / (stated * (1 - stated) / times).sqrt().clamp(min=1e-9)
+    common = stated * times > 10
+    assert common.sum() > 30
+    assert stats.chi2.sf(float(z[common].square().sum()), int(common.sum())) > 1e-4
+    assert float(seen.sum()) == pytest.approx(float(stated.sum()), rel=0.03)
+    assert ((stated == 0) == (videos(world, torch.arange(world.num_videos)).upload_day > 5)).all()
+
+
+def test_log_oracle_on_tiny_is_within_two_percent(tiny: World) -> None:
+    times, cut = 1000, tiny.start_us + 27 * DAY_US + 5 * HOUR_US
+    active = int((users(tiny, torch.arange(2000)).rate - 3).abs().argmin())
+    world = replace(tiny, click_bias=tiny.click_bias + 1)
+    stated = LogOracle(world, catalogue(world), cut)(batch(world, torch.tensor([active])))[0, 2:].double()
+    seen = frequencies(world, active, cut, world.start_us + 30 * DAY_US, times)
+    z = (seen - stated) / (stated * (1 - stated) / times).sqrt().clamp(min=1e-9)
+    common = stated * times > 10
+    assert common.sum() > 50
+    assert stats.chi2.sf(float(z[common].square().sum()), int(common.sum())) > 1e-4
+    assert float(seen.sum()) == pytest.approx(float(stated.sum()), rel=0.03)
+
+
+def test_log_oracle_does_not_depend_on_order_or_blocks(tiny: World) -> None:
+    cut = datetime(2026, 1, 27, 8, tzinfo=UTC)
+    number = torch.tensor([5, 1700, 33])
+    whole = LogOracle(tiny, catalogue(tiny), cut).score(batch(tiny, number))
+    some = torch.tensor([0, 1, 900, 30, 1999])
+    part = LogOracle(tiny, catalogue(tiny)[some], cut).score(batch(tiny, number.flip(0)))
+    assert torch.allclose(part, whole[:, some].flip(0), rtol=1e-5)
+    assert (whole[:, :2] == 0).all()
+    micros = int(cut.timestamp() * 1_000_000)
+    assert torch.equal(LogOracle(tiny, catalogue(tiny), micros).score(batch(tiny, number)), whole)
+
+
+def test_oracle_beats_popularity_beats_chance(tiny: World, log: pl.DataFrame) -> None:
+    log = log.filter(pl.col("label") == 1)
+    cut = tiny.start_us + 23 * DAY_US
+    before, after = (
+        torch.zeros(2000, 2000, dtype=torch.bool),
+        torch.zeros(2000, 2000, dtype=torch.bool),
+    )
+    late = torch.tensor(log["timestamp"].dt.epoch("us").to_numpy() >= cut)
+    user = population.user_numbers(tiny, torch.tensor(log["user_id"].to_numpy()))
+    item = population.video_numbers(tiny, torch.tensor(log["item_id"].to_numpy()))
+    before[user[~late], item[~late]] = True
+    after[user[late], item[late]] = True
+    after &= ~before
+
+    def recall(scores: torch.Tensor) -> float:
+        top = scores.masked_fill(before, -1).topk(20).indices
+        asked = after.any(1)
+        return float((after.gather(1, top).sum(1)[asked] / after.sum(1)[asked]).mean())
+
+    everybody = batch(tiny, torch.arange(2000))
+    oracle = recall(LogOracle(tiny, catalogue(tiny), cut).score(everybody)[:, 2:])
+    truth = recall(RelevanceScorer(tiny, catalogue(tiny), cut).score(everybody)[:, 2:])
+    popularity = recall(before.sum(0).float().expand(2000, -1))
+    chance = recall(torch.rand(2000, 2000, generator=torch.Generator().manual_seed(0)))
+    assert oracle > 1.15 * truth > 2 * popularity > 8 * chance
+
+
+def test_utility_is_what_a_shown_list_earns(micro: World) -> None:
+    """One user, one list, 200,000 visits drawn step by step."""
+    times, number = 200_000, 9
+    random = torch.Generator().manual_seed(0)
+    item = torch.tensor([3, 50, 17, 8])
+    user = population.user_ids(micro, torch.tensor([number]))
+    ids = population.video_ids(micro, item)
+    topics = torch.arange(micro.num_topics)
+    who = users(micro, torch.tensor([number]))
+    share = population.taste(micro, who, topics[None])[0]
+    intent = torch.multinomial(share, times, replacement=True, generator=random)
+    u = torch.rand(3, times, 4, generator=random, dtype=torch.float64)
+    reached = u[0, :, :1] < torch.arange(1, 5) ** -micro.depth_exponent
+    examined = u[1] < 1 / (1 + torch.arange(4) / micro.examination_scale)
+    truth = torch.stack(
+        [relevance(micro, user.expand(4), ids, intent=torch.full((4,), k)) for k in range(micro.num_topics)]
+    )
+    clicked = (reached & examined & (u[2] < truth[intent])).double()
+    clicks, seconds = utility(micro, user, ids[None])
+    assert float(clicked.sum(1).mean()) == pytest.approx(
+        float(clicks[0]), abs=4 * float(clicked.sum(1).std()) / times**0.5
+    )
+    what = videos(micro, item)
+    first = behaviour.log_taste(micro, population.taste(micro, who, what.topic[None])[0])
+    watched = clicked * behaviour.expected_watch(micro, first, what)
+    assert float(watched.sum(1).mean()) == pytest.approx(
+        float(seconds[0]), abs=4 * float(watched.sum(1).std()) / times**0.5
+    )
+
+
+def test_the_most_relevant_list_has_the_best_utility(tiny: World) -> None:
+    number = torch.arange(100)
+    cut = tiny.start_us + 23 * DAY_US
+    user = population.user_ids(tiny, number)
+    lists = [
+        catalogue(tiny)[scorer(tiny, catalogue(tiny), cut).score(batch(tiny, number)).topk(20).indices]
+        for scorer in (RelevanceScorer, LogOracle)
+    ]
+    best, logged = (utility(tiny, user, shown)[0] for shown in lists)
+    worse = utility(tiny, user, lists[0].flip(1))[0]
+    assert (best >= logged - 1e-6).all()
+    assert (best > worse).all()
+    assert (attention(tiny).diff() < 0).all()
+
+
+def test_questions_without_an_answer(micro: World) -> None:
+    ids, last = catalogue(micro), micro.start_us + micro.num_days * DAY_US
+    with pytest.raises(ValueError, match=r"holds no moment of world micro"):
+        LogOracle(micro, ids, last)
+    with pytest.raises(ValueError, match="item_id 5"):
+        LogOracle(micro, torch.tensor([0, 0, 5]), micro.start_us)
+    with pytest.raises(ValueError, match="user_id 5"):
+        RelevanceScorer(micro, ids).score({"user_key": torch.tensor([5])})
+    with pytest.raises(ValueError, match="lists of 7 are longer"):
+        utility(micro, population.user_ids(micro, torch.tensor([0])), ids[None, 2:9])
