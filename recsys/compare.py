@@ -17,6 +17,7 @@ def compare(
     runs: Sequence[Run | Path | str],
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> pl.DataFrame:
     """One row a configuration and metric, the seeds of a configuration aggregated.
 
@@ -24,6 +25,7 @@ def compare(
         runs: finished runs or their directories, measured on the same data.
         metrics: such as ["recall@20"]; None = every metric that all runs have.
         baseline: the label of the configuration to compare with; None = the first run's.
+        names: a label for each run, in place of the ones that `labels` gives.
 
     Returns:
         label: the model, and the keys in which configurations of that model differ;
@@ -45,7 +47,7 @@ def compare(
         if run.manifest["data"]["fingerprint"] != found[0].manifest["data"]["fingerprint"]:
             raise ValueError(f"{run.path} was measured on other data than {found[0].path}")
     groups: dict[str, list[Run]] = {}
-    for run, label in zip(found, labels(found), strict=True):
+    for run, label in zip(found, names or labels(found), strict=True):
         groups.setdefault(label, []).append(run)
     baseline = baseline or next(iter(groups))
     if baseline not in groups:
@@ -54,9 +56,7 @@ def compare(
     known = [m.removeprefix("test/") for m in found[0].metrics if m.startswith("test/") and m in common]
     for metric in metrics or ():
         if metric not in known:
-            raise ValueError(
-                f"metric {metric} was not measured in every run: {config.nearest(metric, known)}"
-            )
+            raise ValueError(f"metric {metric} was not measured in every run: {config.nearest(metric, known)}")
     rows = [
         _row(label, group, groups[baseline], metric, is_baseline=label == baseline)
         for metric in metrics or known
@@ -130,9 +130,7 @@ def _ends(center: float, users_half: tuple[float, float], over_seeds: list[float
 def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float]:
     """How far the bootstrap over users reaches below and above the mean, each user averaged over seeds."""
     ours = _user_means(group, metric)
-    theirs = (
-        ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _user_means(baseline, metric)
-    )
+    theirs = ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _user_means(baseline, metric)
     mean, low, high = paired_interval(ours, theirs)[metric]
     return mean - low, high - mean
 

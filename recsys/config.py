@@ -42,23 +42,33 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"choose from {', '.join(choices[:20])}" if choices else "there is none to choose"
 
 
-def compose(*overrides: str, run_dir: bool = False) -> DictConfig:
+def compose(*overrides: str) -> DictConfig:
     """The training configuration with overrides as on the command line: compose("model=als", "seed=1").
 
-    Args:
-        overrides: Hydra overrides.
-        run_dir: also keep Hydra's own node, which knows the run directory.
+    Raises:
+        ConfigError: an override names no key or option, or cannot be read.
+    """
+    return compose_run(*overrides)[0]
+
+
+def compose_run(*overrides: str) -> tuple[DictConfig, Path]:
+    """The training configuration and the run directory that hydra.run.dir means.
 
     Raises:
         ConfigError: an override names no key or option, or cannot be read.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
-    with (
-        one_line_errors(),
-        hydra.initialize_config_dir(str(config_dir()), version_base="1.3"),
-    ):
-        return hydra.compose(MAIN_CONFIG, list(overrides), return_hydra_config=run_dir)
+    before = HydraConfig.instance().cfg
+    with one_line_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = hydra.compose(MAIN_CONFIG, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)  # hydra.run.dir names the chosen model through it
+        try:
+            run_dir = Path(cfg.hydra.run.dir)
+        finally:
+            HydraConfig.instance().cfg = before
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), run_dir
 
 
 def load(path: Path) -> DictConfig:

@@ -29,9 +29,7 @@ def examine() -> list[State]:
         states.append(_try("torch on CUDA", _torch_cuda))
     else:
         build = "is a CPU build" if torch.version.cuda is None else "sees no device (driver?)"
-        states.append(
-            ("torch on CUDA", "missing", f"this torch {build}: pip install -e .[gpu] on a GPU machine")
-        )
+        states.append(("torch on CUDA", "missing", f"this torch {build}: pip install -e .[gpu] on a GPU machine"))
     states.append(_try("CuPy kernel", _cupy) if backend.installed("cupy") else _missing("CuPy", "gpu"))
     if backend.installed("faiss"):
         states += [_try("faiss on CPU", _faiss_cpu), _try("faiss on GPU", _faiss_gpu)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -28,9 +27,7 @@ def train(*overrides: str, data: object | None = None) -> Run:
     Raises:
         ValueError: an override, the data or the run directory does not fit; the message says what does.
     """
-    cfg = config.compose(*overrides, run_dir=True)
-    run_dir = Path(cfg.hydra.run.dir)
-    del cfg["hydra"]
+    cfg, run_dir = config.compose_run(*overrides)
     return train_config(cfg, run_dir, data=data)
 
 

@@ -37,9 +37,7 @@ class Run:
     @staticmethod
     def save_model(path: Path, model: Retriever, data: Any) -> None:
         """Write what `recommend` needs: weights, vocabularies, histories up to the test cut."""
-        tracking.write_tensors(
-            path / tracking.MODEL, model.state_dict(), schema=json.dumps(model.schema.to_dict())
-        )
+        tracking.write_tensors(path / tracking.MODEL, model.state_dict(), schema=json.dumps(model.schema.to_dict()))
         for file, vocabulary in ((tracking.USERS, data.users), (tracking.ITEMS, data.items)):
             tracking.write(path / file, vocabulary.save)
         history = {"indptr": data.history.indptr, "item_idx": data.history.item_idx}
@@ -99,9 +97,7 @@ class Run:
     def model(self) -> Retriever:
         """The trained model, on the device that the run's trainer names or the CPU."""
         tensors, metadata = tracking.read_tensors(self.path / tracking.MODEL)
-        model: Retriever = config.build(
-            self.config.model, schema=Schema.from_dict(json.loads(metadata["schema"]))
-        )
+        model: Retriever = config.build(self.config.model, schema=Schema.from_dict(json.loads(metadata["schema"])))
         model.load_state_dict(tensors)
         return model.to(backend.device("auto")).eval()
 

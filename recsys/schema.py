@@ -120,9 +120,7 @@ class Interactions:
         """
         for name, values, bound in (("row", row, num_rows), ("item_idx", item_idx, num_items)):
             if values.numel() and (int(values.min()) < 0 or int(values.max()) >= bound):
-                raise ValueError(
-                    f"{name} must lie in [0, {bound}), found [{int(values.min())}, {int(values.max())}]"
-                )
+                raise ValueError(f"{name} must lie in [0, {bound}), found [{int(values.min())}, {int(values.max())}]")
         row, item_idx = row.long(), item_idx.long()
         order = torch.argsort(item_idx, stable=True)
         if timestamp is not None:
@@ -177,9 +175,7 @@ class Interactions:
         """Rows start..stop as views, without copying the pairs."""
         begin, end = int(self.indptr[start]), int(self.indptr[stop])
         timestamp = None if self.timestamp is None else self.timestamp[begin:end]
-        return Interactions(
-            self.indptr[start : stop + 1] - begin, self.item_idx[begin:end], self.num_items, timestamp
-        )
+        return Interactions(self.indptr[start : stop + 1] - begin, self.item_idx[begin:end], self.num_items, timestamp)
 
     def select(self, row: Tensor) -> Interactions:
         """The given rows, in the given order, repeats allowed. row: int64 [B]."""
@@ -194,9 +190,7 @@ class Interactions:
 
     def transpose(self) -> Interactions:
         """Items as rows, rows as items: each item's rows in ascending order."""
-        return Interactions.from_pairs(
-            self.item_idx, self.row_idx(), num_rows=self.num_items, num_items=self.num_rows
-        )
+        return Interactions.from_pairs(self.item_idx, self.row_idx(), num_rows=self.num_items, num_items=self.num_rows)
 
     def to(self, device: torch.device | str) -> Interactions:
         """The same pairs on another device."""

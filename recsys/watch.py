@@ -170,8 +170,7 @@ class Watch:
             self._resumed_at += self._saved_at - now
         if self._asked_to_stop:
             raise Interrupted(
-                f"stopped after {self.epoch} epochs and {self.chunk} chunks; "
-                f"to go on: recsys resume run={self.run_dir}"
+                f"stopped after {self.epoch} epochs and {self.chunk} chunks; to go on: recsys resume run={self.run_dir}"
             )
 
     def _save(self) -> None:

@@ -1,0 +1,123 @@
+"""Five retrievers on two real logs, by global time and by random split, five seeds: one table.
+
+Every run is a `recsys train -m …` of the command line with the models' defaults, nothing tuned. Logs are found through
+RECSYS_DATA (default: ../shared/data); those that are not there are named and left out.
+The last line is one JSON object; --out writes the result file and the page of tables beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from recsys import tracking
+from recsys.compare import compare
+from recsys.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = ("recall@20", "precision@20", "ndcg@20", "recall@100")
+MODELS = {
+    "popularity": "model=popularity",
+    "popularity, last 7 days": "model=popularity model.window_days=7",
+    "ItemKNN": "model=knn",
+    "EASE": "model=ease",
+    "iALS": "model=als",
+    "MF (softmax)": "model=mf",
+    "MF (BPR)": "model=mf model.loss=bpr",
+}
+
+
+def logs(data: Path) -> dict[str, list[str]]:
+    """The overrides that read each log."""
+    kuairand = data / "kuairand_pure" / "log_standard_20220425_20220504.parquet"
+    return {
+        "ml-100k": ["data=movielens", f"data.path={data / 'ml-100k'}"],
+        "KuaiRand": ["data=table", f"data.path={kuairand}", "data.columns.label=long_view"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a JSON file; a .md with the same name is written beside it")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("RECSYS_DATA", ROOT.parent / "shared" / "data"))
+    seeds = ",".join(str(seed) for seed in range(arguments.seeds))
+    tables = []
+    for log, reader in logs(data).items():
+        if not Path(reader[1].partition("=")[2]).exists():
+            print(f"{log}: not found under {data}, left out (set RECSYS_DATA)")
+            continue
+        for split in ("global_time", "random"):
+            with tempfile.TemporaryDirectory() as folder:
+                runs, names = [], []
+                for number, (name, model) in enumerate(MODELS.items()):
+                    words = [*reader, *model.split(), f"split={split}", f"seed={seeds}", "trainer=cpu"]
+                    sweep = Path(folder) / str(number)
+                    subprocess.run(
+                        [sys.executable, "-m", "recsys.cli", "train", "-m", *words, f"hydra.sweep.dir={sweep}"],
+                        check=True,
+                        stdout=subprocess.DEVNULL,
+                    )
+                    found = [Run(path.parent) for path in sorted(sweep.glob("*/metrics.json"))]
+                    runs += found
+                    names += [name] * len(found)
+                    mean = sum(run.metrics["test/recall@20"] for run in found) / len(found)
+                    print(f"{log:10} {split:12} {name:24} recall@20 {mean:.4f}", flush=True)
+                table = compare(runs, METRICS, baseline="iALS", names=names)
+                warm = runs[0].manifest["evaluation"]["warm_queries"]
+                tables.append(table.with_columns(log=pl.lit(log), split=pl.lit(split), warm_test_users=pl.lit(warm)))
+    result = {
+        "benchmark": "real_logs",
+        "seeds": arguments.seeds,
+        "environment": tracking.environment(torch.device("cpu")),
+        "rows": pl.concat(tables).to_dicts() if tables else [],
+    }
+    page = markdown(tables)
+    print(page)
+    if arguments.out:
+        tracking.write_json(arguments.out, result)
+        tracking.write_text(arguments.out.with_suffix(".md"), page)
+    print(json.dumps(result))
+
+
+def markdown(tables: list[pl.DataFrame]) -> str:
+    """One table a log and split: mean over seeds, 95% interval, paired difference to iALS."""
+    lines = ["# Real logs, defaults untouched", ""]
+    for table in tables:
+        head = table.row(0, named=True)
+        lines += [
+            f"## {head['log']}, split={head['split']}: {head['warm_test_users']} warm users, {head['seeds']} seeds",
+            "",
+            "| model | " + " | ".join(f"{metric} | − iALS" for metric in METRICS) + " |",
+            "|---" * (1 + 2 * len(METRICS)) + "|",
+        ]
+        for label in table["label"].unique(maintain_order=True):
+            cells = [label]
+            for metric in METRICS:
+                row = table.row(by_predicate=(pl.col("label") == label) & (pl.col("metric") == metric), named=True)
+                cells.append(f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]")
+                cells.append(
+                    ""
+                    if row["difference"] is None
+                    else f"{row['difference']:+.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
+                )
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    lines.append(
+        "Values are means over seeds. Intervals are 95% and combine the bootstrap over users with the t interval over "
+        "seeds; differences are paired by user and seed."
+    )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

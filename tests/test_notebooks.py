@@ -1,0 +1,50 @@
+"""Every notebook runs from top to bottom, and its figures lie where they should."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+def execute(name: str, folder: Path) -> nbformat.NotebookNode:
+    """Run a notebook in a folder of its own; a cell that raises fails the test."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def metrics(folder: Path, run: str) -> dict[str, float]:
+    return json.loads((folder / "runs" / run / "metrics.json").read_text())
+
+
+def charts(notebook: nbformat.NotebookNode) -> list[dict]:
+    """The Vega-Lite specifications of all outputs."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            found += [v for kind, v in output.get("data", {}).items() if kind.startswith("application/vnd.vegalite")]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_quickstart(tmp_path: Path) -> None:
+    notebook = execute("01_quickstart.ipynb", tmp_path)
+    found = {model: metrics(tmp_path, f"quickstart_{model}") for model in ("popularity", "als", "mf")}
+    share = {model: m["test/recall@20"] / m["oracle/recall@20"] for model, m in found.items()}
+    assert 0.15 < share["popularity"] < 0.45
+    assert 0.50 < share["als"] < 0.80
+    assert 0.45 < share["mf"] < 0.80
+    # The intervals of the personal models do not touch popularity's.
+    for model in ("als", "mf"):
+        assert found[model]["test/recall@20/low"] > found["popularity"]["test/recall@20/high"]
+        assert found[model]["utility/clicks@20"] > found["popularity"]["utility/clicks@20"]
+    assert all(m["utility/clicks@20"] < m["best/clicks@20"] for m in found.values())
+    assert metrics(tmp_path, "quickstart_mine")["test/recall@5"] > 0.1
+    drawn = charts(notebook)
+    assert len(drawn) == 2
+    assert all(data for chart in drawn for data in chart["datasets"].values())
