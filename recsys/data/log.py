@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,9 @@ from recsys.data.checks import DataError
 from recsys.data.files import format_of
 from recsys.features.vocabulary import id_keys, mix64
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
+
+if TYPE_CHECKING:
+    from recsys.world import World
 
 
 @dataclass(frozen=True, eq=False)
