@@ -146,9 +146,7 @@ def times(rows: Rows, column: str, unit: str | None = None, pattern: str | None 
         DataError: a missing or unparsable time, an unknown unit.
     """
     if unit is not None and unit not in UNITS:
-        raise DataError(
-            f"timestamp_unit={unit} is unknown{nearest(unit, UNITS)}; it is one of {', '.join(UNITS)}"
-        )
+        raise DataError(f"timestamp_unit={unit} is unknown{nearest(unit, UNITS)}; it is one of {', '.join(UNITS)}")
     raw = rows.frame[column]
     missing = raw.is_null()
     if raw.dtype.is_float():
@@ -161,9 +159,7 @@ def times(rows: Rows, column: str, unit: str | None = None, pattern: str | None 
         return raw.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     if pattern is not None and (raw.dtype == pl.String or raw.dtype.is_integer()):
         parsed = _parse(raw.cast(pl.String).str.strip_chars(), pattern)
-        rows.refuse(
-            parsed.is_null(), column, f"time {{}} does not fit {pattern!r}", "correct timestamp_format"
-        )
+        rows.refuse(parsed.is_null(), column, f"time {{}} does not fit {pattern!r}", "correct timestamp_format")
         return parsed
     if raw.dtype == pl.String:
         number = raw.str.strip_chars().cast(pl.Int64, strict=False)
@@ -194,9 +190,7 @@ def _epoch(rows: Rows, column: str, raw: pl.Series, unit: str | None) -> pl.Seri
         micros = raw.cast(pl.Int64) * UNITS[unit]
     # Beyond the year 9999 a time is a wrong unit rather than a time.
     far = raw.cast(pl.Float64).abs() * UNITS[unit] / (1000 if unit == "ns" else 1) > 253402300799e6
-    rows.refuse(
-        far, column, f"time {{}} in {unit} lies beyond the year 9999", "correct it, or state timestamp_unit"
-    )
+    rows.refuse(far, column, f"time {{}} in {unit} lies beyond the year 9999", "correct it, or state timestamp_unit")
     rounded = micros.round() if micros.dtype.is_float() else micros
     return rounded.cast(pl.Int64).cast(UTC)
 

@@ -85,9 +85,7 @@ def leave_last_out(log: Log, *, test: int = 1, validation: int = 1, seed: int = 
     _needs_time(log, "leave_last_out")
     for name, count, least in (("test", test, 1), ("validation", validation, 0)):
         if count != int(count) or count < least:
-            raise DataError(
-                f"split.{name}={count}: leave_last_out takes whole numbers of rows from {least} up"
-            )
+            raise DataError(f"split.{name}={count}: leave_last_out takes whole numbers of rows from {least} up")
     test, validation = int(test), int(validation)
     events = log.events.collect()
     events = events.with_columns(key=_pair_keys(events, seed=0))
@@ -137,9 +135,7 @@ def given(log: Log, *, test: None = None, validation: float | str | date = 0.1, 
         DataError: the log brings no test part.
     """
     if log.test is None:
-        raise DataError(
-            f"{log.name}: brings no test part; name one (data.test=FILE) or take split=global_time"
-        )
+        raise DataError(f"{log.name}: brings no test part; name one (data.test=FILE) or take split=global_time")
     events, held_out = log.events.collect(), log.test.collect()
     validation_cut = None
     if validation == 0:
@@ -159,9 +155,7 @@ def given(log: Log, *, test: None = None, validation: float | str | date = 0.1, 
 
 def _needs_time(log: Log, kind: str) -> None:
     if TIMESTAMP not in log.events.collect_schema():
-        raise DataError(
-            f"{log.name}: split={kind} needs timestamps; say columns.timestamp=NAME or split=random"
-        )
+        raise DataError(f"{log.name}: split={kind} needs timestamps; say columns.timestamp=NAME or split=random")
 
 
 def _share(value: Any, name: str) -> float:
@@ -236,9 +230,7 @@ def _split(
         train, held_out, validation_cut = pl.concat([train, validation]), None, None
     for name, part in (("train", train), ("test", test)):
         if positives(part).is_empty():
-            raise DataError(
-                f"{log.name}: split={kind} leaves {name} without a positive; move the cut or the share"
-            )
+            raise DataError(f"{log.name}: split={kind} leaves {name} without a positive; move the cut or the share")
     report = _report(kind, log, train, held_out, test)
     report |= {"validation_cut": _iso(validation_cut), "test_cut": _iso(test_cut)}
     return Split(train, held_out, test, validation_cut, test_cut, report)

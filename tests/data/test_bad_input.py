@@ -71,10 +71,7 @@ def test_a_missing_column_names_the_nearest(csv):
     said = refused(readers.table, csv(), columns={"user_id": "userid"})
     assert "log.csv: no column 'userid'; did you mean 'user_id'?" in said
     said = refused(readers.table, csv("user_id", "person"))
-    assert (
-        "log.csv: no column 'user_id' among person, item_id, rating, timestamp; say columns.user_id=NAME"
-        in said
-    )
+    assert "log.csv: no column 'user_id' among person, item_id, rating, timestamp; say columns.user_id=NAME" in said
     said = refused(readers.table, csv(), columns={"user": "user_id"})
     assert said.startswith("columns.user is unknown; did you mean 'user_id'?")
     assert "no column 'ratin'; did you mean 'rating'?" in refused(readers.table, csv(), keep=["ratin"])
@@ -123,9 +120,7 @@ def test_a_rating_needs_a_threshold(csv):
 
 
 def test_an_unknown_unit(csv):
-    assert "timestamp_unit=msec is unknown; did you mean 'ms'?" in refused(
-        readers.table, csv(), timestamp_unit="msec"
-    )
+    assert "timestamp_unit=msec is unknown; did you mean 'ms'?" in refused(readers.table, csv(), timestamp_unit="msec")
 
 
 def test_a_path_that_is_not_there_names_the_nearest(csv):
@@ -146,9 +141,7 @@ def test_a_folder_without_data(tmp_path):
 
 
 def test_an_unknown_suffix(csv):
-    assert "its format is unknown; the suffix should be one of .parquet" in refused(
-        readers.table, csv(name="log.xlsx")
-    )
+    assert "its format is unknown; the suffix should be one of .parquet" in refused(readers.table, csv(name="log.xlsx"))
 
 
 def test_mixed_formats(csv, tmp_path):
@@ -259,6 +252,4 @@ def test_train_and_test_with_different_types_of_id():
 
 
 def test_what_is_no_frame():
-    assert "the DataFrame is a dict; give a Polars or pandas DataFrame" in refused(
-        readers.frame, {"user_id": [1]}
-    )
+    assert "the DataFrame is a dict; give a Polars or pandas DataFrame" in refused(readers.frame, {"user_id": [1]})

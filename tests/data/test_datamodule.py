@@ -26,9 +26,7 @@ def naive_queries(before, after, module, items_known):
         for user, item, _, label in rows:
             if label:
                 into[user].add(item)
-    return {
-        user: (history[user], items & items_known, len(items - items_known)) for user, items in tested.items()
-    }
+    return {user: (history[user], items & items_known, len(items - items_known)) for user, items in tested.items()}
 
 
 def decoded(module, queries):
@@ -69,9 +67,7 @@ def test_queries_against_dicts(rows, kind, validation):
         assert queries.user_key.tolist() == id_keys(pl.Series(users)).tolist()
         assert queries.warm.tolist() == [user in train_users for user in users]
         assert [u > 1 for u in queries.user_idx.tolist()] == [user in known_users for user in users]
-        assert module.users.decode(queries.user_idx).to_list() == [
-            u if u in known_users else None for u in users
-        ]
+        assert module.users.decode(queries.user_idx).to_list() == [u if u in known_users else None for u in users]
         candidates = torch.nonzero(queries.candidates).flatten()
         assert set(module.items.decode(candidates)) == known_items
         assert candidates.numel() == len(known_items)
@@ -87,9 +83,7 @@ def test_row_order_changes_nothing(rows, kind, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
     try:
-        one, two = (
-            RecDataModule(log_of(part), partial(make, kind, validation=0.3)) for part in (rows, shuffled)
-        )
+        one, two = (RecDataModule(log_of(part), partial(make, kind, validation=0.3)) for part in (rows, shuffled))
     except DataError:
         return
     assert one.fingerprint == two.fingerprint
@@ -160,9 +154,7 @@ def test_users_and_items_of_a_given_test_part_stay_unknown(tmp_path):
 
 
 def test_the_fingerprint_is_of_content_alone(tmp_path):
-    data = pl.DataFrame(
-        {"user_id": ["a", "b", "b"], "item_id": [1, 2, 3], "timestamp": [5, 6, 7], "x": [0.5, None, 1]}
-    )
+    data = pl.DataFrame({"user_id": ["a", "b", "b"], "item_id": [1, 2, 3], "timestamp": [5, 6, 7], "x": [0.5, None, 1]})
     data.write_parquet(tmp_path / "log.parquet")
     (tmp_path / "parts").mkdir()
     data[2:].write_csv(tmp_path / "parts" / "0.csv")

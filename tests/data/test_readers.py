@@ -151,9 +151,7 @@ def test_every_format_gives_the_same_log(tmp_path, suffix):
 
 
 def test_a_pandas_frame_reads_like_a_polars_one():
-    data = pd.DataFrame(
-        {"uid": [1, 1, 2], "item": ["x", "y", "x"], "time": pd.to_datetime(["2024-01-01"] * 3)}
-    )
+    data = pd.DataFrame({"uid": [1, 1, 2], "item": ["x", "y", "x"], "time": pd.to_datetime(["2024-01-01"] * 3)})
     log = readers.frame(data)
     expected = pl.from_pandas(data).rename({"uid": "user_id", "item": "item_id"})
     assert log.events.select("user_id", "item_id").collect().equals(expected.select("user_id", "item_id"))
@@ -192,9 +190,7 @@ def test_times_in_many_spellings(tmp_path, times, options):
 
 
 def test_a_date_is_its_first_moment_in_utc():
-    data = pl.DataFrame(
-        {"user_id": [1, 1], "item_id": [1, 2], "timestamp": ["2022-05-03", "2022-05-04 01:02"]}
-    )
+    data = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": ["2022-05-03", "2022-05-04 01:02"]})
     found = readers.frame(data).events.collect()["timestamp"].to_list()
     assert found == [datetime(2022, 5, 3, tzinfo=UTC), datetime(2022, 5, 4, 1, 2, tzinfo=UTC)]
 
@@ -242,9 +238,7 @@ def test_window_takes_the_start_and_leaves_the_end():
 def test_k_core_is_iterated_on_distinct_positive_pairs():
     # Item 3 has two positives of one user; without it user 3 has one item left; without user 3 item 2 stays.
     rows = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (3, 2, 1), (3, 3, 1), (3, 3, 1), (1, 3, 0), (2, 9, 0)]
-    data = pl.DataFrame(rows, schema=["user_id", "item_id", "label"], orient="row").with_row_index(
-        "timestamp"
-    )
+    data = pl.DataFrame(rows, schema=["user_id", "item_id", "label"], orient="row").with_row_index("timestamp")
     log = readers.frame(data, columns={"label": "label"}, k_core=2)
     assert pairs(log) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     with pytest.raises(DataError, match=r"no rows left of 9 after rows_outside_k_core"):
