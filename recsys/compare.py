@@ -75,7 +75,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
         differing = [
             key
             for key in flat
-            if key != "seed" and len({repr(other.get(key)) for other in same}) > 1
+            if key not in ("seed", "model.seed") and len({repr(other.get(key)) for other in same}) > 1
         ]  # fmt: skip
         values = [f"{key.removeprefix('model.')}={flat[key]}" for key in differing]
         answers.append(" ".join([name, *values]))

@@ -167,11 +167,13 @@ class Run:
             )
             scores = vectors @ vectors[item_idx.to(model.device)[0]]
         else:
-            history = Interactions(torch.tensor([0, 1]), item_idx, len(self.items)).to(model.device)
-            batch = {"user_idx": torch.tensor([UNKNOWN]), "user_key": torch.tensor([0]), "history": history}
-            if not bool(model.personal(batch).all()):
+            # One stranger who liked this item alone, and one who liked nothing.
+            history = Interactions(torch.tensor([0, 1, 1]), item_idx, len(self.items)).to(model.device)
+            strangers = torch.full((2,), UNKNOWN, device=model.device)
+            batch = {"user_idx": strangers, "user_key": strangers, "history": history}
+            scores, without = model.score(batch)
+            if torch.equal(scores, without):
                 raise ValueError(f"{type(model).__name__} knows no similarity of items")
-            scores = model.score(batch)[0]
         scores = scores.float().cpu()
         scores[:NUM_RESERVED] = -torch.inf
         scores[item_idx] = -torch.inf

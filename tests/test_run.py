@@ -1,0 +1,148 @@
+"""A finished run answers: recommendations, similar items, comparisons, plots, from frames in a notebook."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import recsys
+from recsys.compare import compare, labels
+from recsys.run import read_user_ids
+
+QUIET = ("trainer=cpu", "evaluation.k=[3]", "evaluation.num_replicates=100")
+
+
+def frame(num_users: int = 120) -> pl.DataFrame:
+    """Text ids; users of a group like the ten items of their group, six each, at their own times."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for user in range(num_users):
+        for step, item in enumerate(rng.permutation(10)[:6]):
+            rows.append((f"u{user:03d}", f"g{user % 4}-{item}", 1_600_000_000 + step * 86_400 + user))
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, recsys.Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    words = {
+        "popularity": ["model=popularity"],
+        "als": ["model=als", "model.embedding_dim=8"],
+        "als_long": ["model=als", "model.embedding_dim=8", "model.num_sweeps=3"],
+        "als_seed": ["model=als", "model.embedding_dim=8", "seed=1"],
+    }
+    return {
+        name: recsys.train(*more, *QUIET, f"hydra.run.dir={folder / name}", data=frame())
+        for name, more in words.items()
+    }
+
+
+def test_recommend_knows_groups_masks_history_and_declares_the_fallback(runs: dict[str, recsys.Run]) -> None:
+    answer = runs["als"].recommend(["u004", "stranger", "u005"], k=4)
+    assert answer.columns == ["user_id", "rank", "item_id", "source"]
+    known = answer.filter(user_id="u004")
+    assert known["source"].unique().to_list() == ["model"]
+    assert all(item.startswith("g0-") for item in known["item_id"])
+    seen = frame().filter(user_id="u004")["item_id"].to_list()
+    liked_before_the_cut = set(seen) - set(known["item_id"])
+    assert len(liked_before_the_cut) >= 3
+    assert answer.filter(user_id="stranger")["source"].unique().to_list() == ["fallback"]
+    popular = runs["popularity"].recommend(["stranger"], k=4)["item_id"].to_list()
+    assert answer.filter(user_id="stranger")["item_id"].to_list() == popular
+
+
+def test_recommend_to_everyone_and_beyond_the_catalogue(runs: dict[str, recsys.Run]) -> None:
+    answer = runs["als"].recommend(k=1000)
+    per_user = answer.group_by("user_id").agg(pl.len(), pl.col("item_id").n_unique().alias("distinct"))
+    assert per_user.height == 120
+    assert (per_user["len"] == per_user["distinct"]).all()
+    assert per_user["len"].max() < 40
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        runs["als"].recommend(["u004"], k=0)
+    with pytest.raises(ValueError, match="ids here are text"):
+        runs["als"].recommend([4], k=1)
+
+
+def test_similar_items_come_from_the_same_group(runs: dict[str, recsys.Run]) -> None:
+    similar = runs["als"].similar_items("g2-3", k=5)
+    assert all(item.startswith("g2-") for item in similar["item_id"])
+    assert "g2-3" not in similar["item_id"].to_list()
+    with pytest.raises(ValueError, match="item 'g2-33' is unknown: did you mean g2-3"):
+        runs["als"].similar_items("g2-33")
+    with pytest.raises(ValueError, match="knows no similarity"):
+        runs["popularity"].similar_items("g2-3")
+
+
+def test_a_loaded_run_answers_like_the_one_that_trained(runs: dict[str, recsys.Run]) -> None:
+    again = recsys.load(runs["als"].path)
+    assert again.recommend(k=3).equals(runs["als"].recommend(k=3))
+    assert again.metrics == runs["als"].metrics
+    with pytest.raises(ValueError, match="holds no run"):
+        recsys.load(runs["als"].path.parent / "nothing")
+
+
+def test_compare_labels_what_differs_and_aggregates_seeds(runs: dict[str, recsys.Run]) -> None:
+    everyone = list(runs.values())
+    assert labels(everyone) == ["Popularity", "ALS num_sweeps=16", "ALS num_sweeps=3", "ALS num_sweeps=16"]
+    table = compare(everyone, ["recall@3"])
+    rows = {row["label"]: row for row in table.iter_rows(named=True)}
+    assert rows["ALS num_sweeps=16"]["seeds"] == 2
+    mean = np.mean([runs[name].metrics["test/recall@3"] for name in ("als", "als_seed")])
+    assert rows["ALS num_sweeps=16"]["value"] == pytest.approx(mean)
+    for row in rows.values():
+        assert row["low"] <= row["value"] <= row["high"]
+    better = rows["ALS num_sweeps=3"]
+    assert rows["Popularity"]["difference"] is None
+    assert better["difference"] == pytest.approx(better["value"] - rows["Popularity"]["value"])
+    assert 0 < better["difference_low"] < better["difference"] < better["difference_high"]
+
+
+def test_compare_refuses_what_cannot_be_compared(runs: dict[str, recsys.Run], tmp_path: Path) -> None:
+    other = recsys.train("model=popularity", *QUIET, f"hydra.run.dir={tmp_path / 'other'}", data=frame(80))
+    with pytest.raises(ValueError, match="was measured on other data"):
+        compare([runs["als"], other])
+    with pytest.raises(ValueError, match=r"metric recal@3 was not measured in every run: did you mean recall@3"):
+        compare([runs["als"]], ["recal@3"])
+    with pytest.raises(ValueError, match="baseline=ALSO: did you mean ALS"):
+        compare([runs["als"]], baseline="ALSO")
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare([])
+
+
+def test_plots_hold_the_numbers(runs: dict[str, recsys.Run]) -> None:
+    bars = recsys.plot_metrics([runs["popularity"], runs["als"]], ["recall@3"]).to_dict()
+    values = {row["label"]: row["value"] for data in bars["datasets"].values() for row in data if "label" in row}
+    assert values == pytest.approx(
+        {"Popularity": runs["popularity"].metrics["test/recall@3"], "ALS": runs["als"].metrics["test/recall@3"]}
+    )
+    curves = recsys.plot_curves([runs["als"]], "train/loss").to_dict()
+    (points,) = curves["datasets"].values()
+    assert [point["epoch"] for point in points] == list(range(1, 17))
+    with pytest.raises(ValueError, match="no run logged val/recall@7"):
+        recsys.plot_curves([runs["als"]], "val/recall@7")
+
+
+def test_pandas_and_polars_frames_give_the_same_run(tmp_path: Path) -> None:
+    frames = {"pandas": pd.DataFrame(frame().to_dict(as_series=False)), "polars": frame()}
+    found = [
+        recsys.train("model=knn", *QUIET, f"hydra.run.dir={tmp_path / kind}", data=data)
+        for kind, data in frames.items()
+    ]
+    assert found[0].manifest["data"]["fingerprint"] == found[1].manifest["data"]["fingerprint"]
+    assert found[0].metrics["test/ndcg@3"] == found[1].metrics["test/ndcg@3"]
+
+
+def test_user_ids_from_files_and_lists(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": [1, 2], "x": [0, 0]}).write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("user_id\n3\n4\n")
+    (tmp_path / "c.txt").write_text("5\n6\n")
+    for text, expected in {"a.parquet": [1, 2], "b.csv": [3, 4], "c.txt": [5, 6]}.items():
+        assert read_user_ids(str(tmp_path / text), pl.Int64()).to_list() == expected
+    assert read_user_ids("7,8", pl.String()).to_list() == ["7", "8"]
+    with pytest.raises(ValueError, match=r"nowhere\.csv: there is no such file"):
+        read_user_ids("nowhere.csv", pl.Int64())
+    pl.DataFrame({"usr": [1], "x": [0]}).write_csv(tmp_path / "d.csv")
+    with pytest.raises(ValueError, match=r"d\.csv has no column user_id"):
+        read_user_ids(str(tmp_path / "d.csv"), pl.Int64())
