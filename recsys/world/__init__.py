@@ -1,5 +1,5 @@
 """A synthetic YouTube whose truth is known: users, videos, a month on the homepage, and the answer key."""
 
-from recsys.world.population import World
+from recsys.world.constants import World
 
 __all__ = ["World"]

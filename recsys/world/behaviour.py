@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from recsys.world import noise
+from recsys.world.constants import World
 from recsys.world.population import (
     COUNTRIES,
     DAY_US,
@@ -32,7 +33,6 @@ from recsys.world.population import (
     SPEECHLESS,
     Users,
     Videos,
-    World,
     holder,
     place_of,
     taste,

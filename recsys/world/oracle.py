@@ -41,11 +41,11 @@ from recsys.world.behaviour import (
     session_rate,
     speaks,
 )
+from recsys.world.constants import World
 from recsys.world.population import (
     DAY_US,
     Users,
     Videos,
-    World,
     taste,
     user_numbers,
     users,

@@ -115,8 +115,8 @@ def test_draw_probabilities_add_up_to_one(micro: World) -> None:
 
 
 def test_propensities_by_enumeration(micro: World) -> None:
-    """All ordered pairs that the first two positions can show, against the visits of 100,000 days."""
-    day, times = 3, 100_000
+    """All ordered pairs that the first two positions can show, against the visits of 60,000 days."""
+    day, times = 3, 60_000
     rows = behaviour.impressions(micro, day, repeated(micro, 4, times), torch.arange(times))
     who, every = users(micro, torch.tensor([4])), videos(micro, torch.arange(micro.num_videos))
     p = behaviour.probability(micro, day, population.taste(micro, who, every.topic[None]), every)[0]

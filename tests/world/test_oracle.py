@@ -69,7 +69,7 @@ def test_relevance_scorer_agrees_with_relevance(tiny: World) -> None:
 # Beside a plain micro world one where a visit shows half of what there is, mostly from one topic.
 @pytest.mark.parametrize(("changes", "number"), [({}, 4), ({}, 1), ({"max_depth": 15, "depth_exponent": 0.2}, 4)])
 def test_log_oracle_states_the_frequencies_of_redrawn_months(micro: World, changes: dict, number: int) -> None:
-    world, times = replace(micro, **changes), 8_000 if changes else 20_000
+    world, times = replace(micro, **changes), 4_000 if "max_depth" in changes else 16_000
     cut = world.start_us + 3 * DAY_US + 17 * HOUR_US + 12345
     end = world.start_us + 5 * DAY_US + 9 * HOUR_US
     stated = LogOracle(world, catalogue(world), cut, end)(batch(world, torch.tensor([number])))[0, 2:].double()
@@ -83,7 +83,7 @@ def test_log_oracle_states_the_frequencies_of_redrawn_months(micro: World, chang
 
 
 def test_log_oracle_on_tiny_is_within_two_percent(tiny: World) -> None:
-    times, cut = 1000, tiny.start_us + 27 * DAY_US + 5 * HOUR_US
+    times, cut = 800, tiny.start_us + 27 * DAY_US + 5 * HOUR_US
     active = int((users(tiny, torch.arange(2000)).rate - 3).abs().argmin())
     world = replace(tiny, click_bias=tiny.click_bias + 1)
     stated = LogOracle(world, catalogue(world), cut)(batch(world, torch.tensor([active])))[0, 2:].double()
