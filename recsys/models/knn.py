@@ -32,9 +32,9 @@ class ItemKNN(Retriever):
     Args:
         schema: the sizes.
         num_neighbours: how many of the most similar items every item keeps.
-        shrinkage: holds the similarity of rare items down; in units of |x_i| |x_j|.
-        weighting: how a user counts in x_i: "none" (1), "tfidf" or "bm25" (active users count less,
-            and BM25 lets the items of short columns count more).
+        shrinkage: holds the similarity of rare items down; in users, whatever the weighting.
+        weighting: how a user counts in x_i: "none" (1), "tfidf" or "bm25" (active users count less, and
+            BM25 also saturates with the length of the column).
     """
 
     scores_from_history = True
@@ -47,8 +47,8 @@ class ItemKNN(Retriever):
         schema: Schema,
         *,
         num_neighbours: int = 200,
-        shrinkage: float = 10.0,
-        weighting: Weighting = "none",
+        shrinkage: float = 20.0,
+        weighting: Weighting = "tfidf",
     ) -> None:
         super().__init__(schema)
         if num_neighbours < 1:
@@ -123,7 +123,8 @@ class ItemKNN(Retriever):
 def weighted(counts_UI: csr_array, weighting: Weighting) -> csr_array:
     """Item columns over users with the given weighting; items are the documents and users the terms.
 
-    tfidf: ln(I / items of the user). bm25: that times (k1 + 1) / (1 + k1 (1 - b + b |i| / mean |i|)).
+    tfidf: ln(1 + I / items of the user). bm25: that times (k1 + 1) / (1 + k1 (1 - b + b |i| / mean |i|)).
+    Both are scaled to a mean square of one over the pairs, so that norms stay in units of users.
     """
     if weighting == "none":
         return counts_UI
@@ -136,4 +137,6 @@ def weighted(counts_UI: csr_array, weighting: Weighting) -> csr_array:
         mean = len(counts_UI.indices) / max(num_items, 1)
         saturation_I = (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B + BM25_B * length_I / max(mean, 1e-9)))
         result = result @ diags_array(saturation_I)
-    return csr_array(result).astype(np.float32)
+    result = csr_array(result).astype(np.float32)
+    result.data /= np.sqrt(np.mean(np.square(result.data))) if len(result.data) else 1.0
+    return result

@@ -40,18 +40,20 @@ def test_each_column_is_the_ridge_regression_without_its_own_item(double: bool, 
     np.testing.assert_allclose(scores_BI.numpy(), x_UI @ weights_II, atol=1e-5)
 
 
-def test_the_ridge_follows_the_size_of_the_log() -> None:
-    """Every user twice: the same model, since the ridge doubles with the counts."""
-    twice = Interactions.from_pairs(
-        torch.cat([PAIRS.row_idx(), PAIRS.row_idx() + 60]),
-        PAIRS.item_idx.repeat(2),
-        num_rows=120,
+def test_the_ridge_follows_from_the_log() -> None:
+    """Each user four times over: the mean count is fourfold, and the ridge doubles."""
+    fourfold = Interactions.from_pairs(
+        torch.cat([PAIRS.row_idx() + 60 * copy for copy in range(4)]),
+        PAIRS.item_idx.repeat(4),
+        num_rows=240,
         num_items=PAIRS.num_items,
     )
-    once_model, twice_model = EASE(SCHEMA), EASE(Schema.of(120, PAIRS.num_items))
-    once_model.fit(PAIRS)
-    twice_model.fit(twice)
-    assert torch.allclose(once_model.weights_II, twice_model.weights_II, atol=1e-6)
+    ridges: list[float] = []
+    for pairs in (PAIRS, fourfold):
+        model = EASE(Schema.of(pairs.num_rows, pairs.num_items))
+        model.fit(pairs, lambda done, total, measured: ridges.append(measured["train/ridge"]))
+    assert ridges[0] == pytest.approx(30 * (len(PAIRS) / len(PAIRS.item_idx.unique())) ** 0.5)
+    assert ridges[1] == pytest.approx(2 * ridges[0])
 
 
 def test_gram_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

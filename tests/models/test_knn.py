@@ -42,6 +42,7 @@ def reference(pairs: Interactions, neighbours: int, shrinkage: float, weighting:
     if weighting == "bm25":
         length_I = x_UI.sum(0)
         y_UI *= 2.2 / (1 + 1.2 * (0.25 + 0.75 * length_I / (length_I.sum() / items)))
+    y_UI /= np.sqrt((y_UI**2).sum() / x_UI.sum())
     norm_I = np.linalg.norm(y_UI, axis=0)
     with np.errstate(invalid="ignore"):
         similarity_II = np.nan_to_num((y_UI.T @ y_UI) / (np.outer(norm_I, norm_I) + shrinkage))
