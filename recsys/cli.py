@@ -104,25 +104,34 @@ def _hydra_main(task: Callable[[Any], None]) -> None:
 
 def _train(arguments: list[str]) -> None:
     runs: list[Run] = []
+    errors: list[BaseException] = []
 
     def task(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        if any(type(error).__name__ == "Interrupted" for error in errors):
+            return
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         try:
             from recsys.training import train
 
             run = train(cfg, run_dir)
-        finally:
+            _show(run)
+            runs.append(run)
+        except (Exception, KeyboardInterrupt) as error:
+            # Kept for later: Hydra would print lines of its own, and one cell of a grid must not cost the others.
+            errors.append(error)
             if run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
-        runs.append(run)
-        _show(run)
 
     sys.argv = [f"{sys.argv[0]} train", *arguments]
     _hydra_main(task)
     if len(runs) > 1:
         _show_comparison(runs)
+    if errors:
+        if len(runs) + len(errors) > 1:
+            sys.stderr.write(f"recsys: {len(errors)} of {len(runs) + len(errors)} runs failed, the first with\n")
+        raise errors[0]
 
 
 def _resume(arguments: list[str]) -> None:

@@ -68,7 +68,7 @@ def compose_run(*overrides: str) -> tuple[DictConfig, Path]:
             run_dir = Path(cfg.hydra.run.dir)
         finally:
             HydraConfig.instance().cfg = before
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), run_dir
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), run_dir
 
 
 def load(path: Path) -> DictConfig:
@@ -114,6 +114,14 @@ def update(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
     return changed
 
 
+def with_value(cfg: DictConfig, key: str, value: Any) -> DictConfig:
+    """A copy in which one node is replaced."""
+    changed = cfg.copy()
+    OmegaConf.set_struct(changed, False)
+    changed[key] = value
+    return changed
+
+
 def build(node: DictConfig, **runtime: Any) -> Any:
     """Instantiate a node; what is only known at run time is passed beside what the yaml knows.
 
@@ -139,8 +147,12 @@ def partial(node: DictConfig) -> Callable[..., Any]:
     try:
         check_arguments(get_object(target), node, where)
         return instantiate(node, _partial_=True, _convert_="all")
-    except (ImportError, InstantiationException) as error:
+    except ImportError as error:
         raise ConfigError(f"{where}._target_={target}: {_first_line(error)}") from error
+    except InstantiationException as error:
+        # Hydra wraps what a constructor of a nested node raised; that is what there is to say.
+        cause = error.__cause__ or error
+        raise ConfigError(f"{where}: {_first_line(cause)}") from error
 
 
 def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) -> None:
@@ -158,6 +170,8 @@ def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) ->
         if key not in signature.parameters and not takes_any:
             known = [name for name in signature.parameters if name != "self"]
             raise ConfigError(f"unknown key {where}.{key!s}: {nearest(str(key), known)}")
+        if OmegaConf.is_missing(node, key):
+            raise ConfigError(f"{where}.{key!s} is required: give {where}.{key!s}=…")
         value = node[key]
         if key in hints and not (isinstance(value, DictConfig) and "_target_" in value):
             check_type(value, hints[key], f"{where}.{key}")

@@ -21,12 +21,14 @@ from omegaconf import DictConfig
 from recsys import backend, config, tracking
 from recsys.answer_key import answer_key
 from recsys.data import batches
-from recsys.data.datamodule import RecDataModule
+from recsys.data.datamodule import RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
 from recsys.models.base import Retriever, Solver
 from recsys.run import Run
 from recsys.watch import Watch
+
+FRAME = "frame"  # in place of a reader's configuration: the fingerprint of the data frame that was given
 
 
 def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
@@ -44,12 +46,18 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         Interrupted: SIGINT; the run can be resumed.
     """
     _quiet_lightning()
+    if data is not None:
+        data = data if isinstance(data, Log) else frame(data)
+        cfg = config.with_value(cfg, "data", {FRAME: fingerprint(data)})
+    for group in ("data", "split", "model", "trainer", "logger", "evaluation"):
+        if FRAME not in cfg[group]:
+            config.partial(cfg[group])  # a wrong word is said before any work is done
     checkpoint = _claim(run_dir, cfg)
     seed = config.check_type(cfg.seed, int, "seed")
     device = backend.device(cfg.trainer.accelerator)
     evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
 
-    log = config.build(cfg.data) if data is None else data if isinstance(data, Log) else frame(data)
+    log = _log(cfg, data)
     module = RecDataModule(log, config.partial(cfg.split), seed)
     pl.seed_everything(seed, verbose=False)
     model: Retriever = config.build(cfg.model, schema=module.schema)
@@ -106,10 +114,10 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     return Run(run_dir)
 
 
-def evaluate(run_dir: Path, changes: Sequence[str] = ()) -> dict[str, float]:
+def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> dict[str, float]:
     """Measure a finished run again on its own data, with changes such as "evaluation.k=[5]".
 
-    Nothing in the run directory is changed.
+    Nothing in the run directory is changed. A run that was trained on a data frame needs it again as `data`.
 
     Raises:
         ValueError: there is no finished run, a change names no key, or the data are not what they were.
@@ -117,7 +125,7 @@ def evaluate(run_dir: Path, changes: Sequence[str] = ()) -> dict[str, float]:
     run = Run(run_dir)
     cfg = config.update(run.config, changes)
     device = backend.device(cfg.trainer.accelerator)
-    log = config.build(cfg.data)
+    log = _log(cfg, data if data is None or isinstance(data, Log) else frame(data))
     module = RecDataModule(log, config.partial(cfg.split), cfg.seed)
     if module.fingerprint != run.manifest["data"]["fingerprint"]:
         raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
@@ -125,6 +133,14 @@ def evaluate(run_dir: Path, changes: Sequence[str] = ()) -> dict[str, float]:
     model = run.model.to(device)
     found = measure(score=model.scorer_with_fallback(), queries=module.test)
     return _flat(found, "test") | {"evaluation/seconds": found.seconds}
+
+
+def _log(cfg: DictConfig, data: Log | None) -> Log:
+    if data is not None:
+        return data
+    if FRAME in cfg.data:
+        raise ValueError("this run was trained on a data frame: go on from Python, where the frame can be given")
+    return config.build(cfg.data)
 
 
 def _claim(run_dir: Path, cfg: DictConfig) -> Path | None:

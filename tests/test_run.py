@@ -10,6 +10,7 @@ import pytest
 import recsys
 from recsys.compare import compare, labels
 from recsys.run import read_user_ids
+from recsys.training import evaluate
 
 QUIET = ("trainer=cpu", "evaluation.k=[3]", "evaluation.num_replicates=100")
 
@@ -132,6 +133,16 @@ def test_pandas_and_polars_frames_give_the_same_run(tmp_path: Path) -> None:
     ]
     assert found[0].manifest["data"]["fingerprint"] == found[1].manifest["data"]["fingerprint"]
     assert found[0].metrics["test/ndcg@3"] == found[1].metrics["test/ndcg@3"]
+
+
+def test_a_run_on_a_frame_remembers_which(runs: dict[str, recsys.Run], tmp_path: Path) -> None:
+    path = runs["als"].path
+    with pytest.raises(ValueError, match="was trained on a data frame"):
+        evaluate(path)
+    again = evaluate(path, ["evaluation.k=[3]"], data=frame())
+    assert again["test/recall@3"] == runs["als"].metrics["test/recall@3"]
+    with pytest.raises(ValueError, match="has changed since"):
+        evaluate(path, data=frame(80))
 
 
 def test_user_ids_from_files_and_lists(tmp_path: Path) -> None:
