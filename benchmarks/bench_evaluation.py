@@ -7,8 +7,8 @@ One run measures, in turn and several times over, on two threads:
     evaluation   top-K of all users with seen items masked, and six metrics
     + intervals  the same with 1,000 bootstrap replicates
     peers        implicit's recommend with seen items masked (the faster of one and two BLAS threads), then
-                 ranx's evaluate with the same six metrics on arrays it takes as they are: the conversion to
-                 them and its compilation are left out
+                 ranx's evaluate with the same six metrics on its own Qrels and Run: building those and
+                 compiling are left out
 The figures are medians, and only ratios within one run compare. Every user's metrics must equal ranx's to
 1e-6 (their MAP divides by |R| where ours divides by min(K, |R|)); users for whom the two float32 products
 order items differently are counted and left out of that check. The last line is one JSON object.
@@ -112,9 +112,9 @@ def seconds(call) -> float:
 def tuned_product(model: Factors, queries: Queries):
     """The fastest blocked product of all users and items, as a call, and what it is."""
     users, items = model.users_UD[queries.user_idx], model.items_ID
-    num_users, sample = len(users), min(len(users), 3072)
+    num_users, sample = len(users), min(len(users), 1536)
     ways = {}
-    for size in (64, 96, 128, 192, 256, 512):
+    for size in (64, 96, 192, 384):
         for items_first in (True, False):
             buffer = torch.empty((len(items), size) if items_first else (size, len(items)))
 
@@ -162,29 +162,30 @@ def peer_recommender(model: Factors, queries: Queries, k: int):
         with threadpool_limits(blas_threads, user_api="blas"):
             return peer.recommend(users, liked[users], N=k, filter_already_liked_items=True)
 
-    few = everyone[: min(len(everyone), 4000)]
+    few = everyone[:2000]
     recommend(1, few)
     taken = {n: min(seconds(lambda n=n: recommend(n, few)) for _ in range(2)) for n in (1, THREADS)}
     return lambda: recommend(min(taken, key=taken.get))
 
 
 def peer_metrics(queries: Queries, item_idx: np.ndarray, scores: np.ndarray, k: int):
-    """ranx's evaluate as a call that returns {metric: per-user values}; compiled, its input converted."""
+    """ranx's evaluate as a call that returns {metric: per-user values}; compiled, its Qrels and Run built."""
     try:
         import ranx
-        from numba.typed import List
     except ImportError as error:
         print(f"ranx is left out: {error}")
         return None
-    run = np.stack([item_idx.astype(np.float64), scores.astype(np.float64)], axis=2)
-    items, ends = queries.relevant.item_idx.numpy().astype(np.float64), queries.relevant.indptr.tolist()
-    qrels = List()
-    for begin, end in itertools.pairwise(ends):
-        qrels.append(np.stack([items[begin:end], np.ones(end - begin)], axis=1))
+    names = [f"{row:09d}" for row in range(len(queries))]  # ranx sorts by name
+    relevant = queries.relevant.item_idx.tolist()
+    pairs = itertools.pairwise(queries.relevant.indptr.tolist())
+    qrels = {name: dict.fromkeys(map(str, relevant[i:j]), 1) for name, (i, j) in zip(names, pairs, strict=True)}
+    rows = zip(names, item_idx.tolist(), scores.tolist(), strict=True)
+    run = {name: dict(zip(map(str, items), values, strict=True)) for name, items, values in rows}
+    qrels, run = ranx.Qrels(qrels), ranx.Run(run)
     wanted = [f"{name}@{k}" for name in PEER_METRICS.values()]
 
     def measure():
-        return ranx.evaluate(qrels, run, wanted, return_mean=False, threads=THREADS)
+        return ranx.evaluate(qrels, run, wanted, return_mean=False, threads=THREADS, save_results_in_run=False)
 
     measure()
     return measure
