@@ -76,6 +76,7 @@ class ALS(Retriever):
     scores_from_history = True
     user_factors_UD: Tensor
     item_factors_ID: Tensor
+    item_energy_D: Tensor
     sweeps_done: Tensor
 
     def __init__(
@@ -116,6 +117,8 @@ class ALS(Retriever):
         self.seed = seed
         self.register_buffer("user_factors_UD", torch.zeros(schema.num_users, embedding_dim))
         self.register_buffer("item_factors_ID", torch.zeros(schema.num_items, embedding_dim))
+        # The factors stand in the basis that makes the items' Gram matrix diagonal; this is its diagonal.
+        self.register_buffer("item_energy_D", torch.zeros(embedding_dim))
         self.register_buffer("sweeps_done", torch.zeros((), dtype=torch.int64))
 
     def fit(self, interactions: Interactions, report: Report = no_report) -> None:
@@ -138,19 +141,22 @@ class ALS(Retriever):
         ridge_I = self._ridge(self.item_counts, self.user_counts)
         if int(self.sweeps_done) == 0:
             self.user_factors_UD.zero_()
-            self.item_factors_ID.copy_(self._initial_items(by_user, by_item))
-        users_UD, items_ID = self.user_factors_UD, self.item_factors_ID
+            items_ID, _, energy_D = eigenbasis(self._initial_items(by_user, by_item), self.user_factors_UD)
+            self.item_factors_ID.copy_(items_ID)
+            self.item_energy_D.copy_(energy_D)
+        users_UD, items_ID, energy_D = self.user_factors_UD, self.item_factors_ID, self.item_energy_D
         scores_Z = sampled_products(by_user, users_UD, items_ID)
         while int(self.sweeps_done) < self.num_sweeps:
             started = time.perf_counter()
-            users_UD, scores_Z = self._solve(by_user, users_UD, items_ID, ridge_U, scores_Z, self.cg_steps)
-            users_UD, items_ID = eigenbasis(users_UD, items_ID)
-            items_ID, _ = self._solve(by_item, items_ID, users_UD, ridge_I, scores_Z[order_Z], self.cg_steps)
-            items_ID, users_UD = eigenbasis(items_ID, users_UD)
+            users_UD, scores_Z = self._solve(by_user, users_UD, items_ID, energy_D, ridge_U, scores_Z, self.cg_steps)
+            users_UD, items_ID, energy_D = eigenbasis(users_UD, items_ID)
+            items_ID, _ = self._solve(by_item, items_ID, users_UD, energy_D, ridge_I, scores_Z[order_Z], self.cg_steps)
+            items_ID, users_UD, energy_D = eigenbasis(items_ID, users_UD)
             # Afresh from the factors, so that a resumed fit starts from the very same numbers.
             scores_Z = sampled_products(by_user, users_UD, items_ID)
             self.user_factors_UD.copy_(users_UD)
             self.item_factors_ID.copy_(items_ID)
+            self.item_energy_D.copy_(energy_D)
             self.sweeps_done += 1
             measured = {
                 "train/loss": self._loss(scores_Z, users_UD, items_ID, ridge_U, ridge_I),
@@ -171,6 +177,7 @@ class ALS(Retriever):
             csr(history),
             start_BD,
             self.item_factors_ID,
+            self.item_energy_D,
             self._ridge(count_B, self.item_counts),
             start_BD.new_zeros(len(history)),
             steps=2 * self.embedding_dim,
@@ -220,6 +227,7 @@ class ALS(Retriever):
         matrix_RN: Tensor,
         x_RD: Tensor,
         y_ND: Tensor,
+        energy_D: Tensor,
         ridge_R: Tensor,
         scores_Z: Tensor,
         steps: int,
@@ -233,7 +241,7 @@ class ALS(Retriever):
         Args:
             matrix_RN: the pairs; its values are not used.
             x_RD: where to start; scores_Z: its products with y_ND at the pairs.
-            y_ND: the fixed side, in a basis that makes Y'Y diagonal.
+            y_ND: the fixed side, in the basis that makes Y'Y diagonal; energy_D: that diagonal.
             steps, tolerance: stop after so many steps, or once every row's residual has shrunk so far.
 
         Returns:
@@ -241,7 +249,6 @@ class ALS(Retriever):
         """
         unobserved_weight, _ = self.constants()
         excess = self.positive_weight - unobserved_weight
-        energy_D = y_ND.square().sum(0, dtype=torch.float64).float()
         diagonal_RD = ridge_R[:, None] + unobserved_weight * energy_D
         residual_RD = with_values(matrix_RN, self.positive_weight - excess * scores_Z) @ y_ND
         residual_RD -= diagonal_RD * x_RD
@@ -317,18 +324,20 @@ def row_dots(a_RD: Tensor, b_RD: Tensor) -> Tensor:
     return torch.linalg.vecdot(a_RD, b_RD)
 
 
-def eigenbasis(fixed_ND: Tensor, other_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides rotated so that the Gram matrix of the first is diagonal; their products stay."""
+def eigenbasis(fixed_ND: Tensor, other_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both sides rotated so that the Gram matrix of the first is diagonal, which changes none of their
+    products; and that diagonal, ascending."""
     gram_DD = fixed_ND.new_zeros(fixed_ND.shape[1], fixed_ND.shape[1], dtype=torch.float64)
     for block_ND in fixed_ND.split(GRAM_BLOCK):
         block_ND = block_ND.double()
         gram_DD.addmm_(block_ND.T, block_ND)
-    rotation_DD = torch.linalg.eigh(gram_DD).eigenvectors.to(fixed_ND.dtype)
-    return fixed_ND @ rotation_DD, other_RD @ rotation_DD
+    energy_D, rotation_DD = torch.linalg.eigh(gram_DD)
+    rotation_DD = rotation_DD.to(fixed_ND.dtype)
+    return fixed_ND @ rotation_DD, other_RD @ rotation_DD, energy_D.clamp_min(0).to(fixed_ND.dtype)
 
 
 def orthonormal(y_ND: Tensor) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of the columns' span and the lengths they had, in ascending order."""
-    y_ND, _ = eigenbasis(y_ND, y_ND[:0])
+    y_ND, _, _ = eigenbasis(y_ND, y_ND[:0])
     length_D = torch.linalg.vector_norm(y_ND, dim=0)
     return y_ND / length_D.clamp_min(TINY), length_D
