@@ -38,7 +38,7 @@ class RowAdagrad(torch.optim.Optimizer):
                 state = self.state[table_RD]
                 if not state:
                     state["square"] = torch.zeros(len(table_RD), device=table_RD.device)
-                square_n = gradient_nD.square().mean(1)
+                square_n = torch.linalg.vecdot(gradient_nD, gradient_nD) / gradient_nD.shape[1]
                 state["square"].index_add_(0, row_n, square_n)
                 rate_n = state["square"][row_n].add_(group["eps"]).rsqrt_().mul_(-group["lr"])
                 table_RD.index_add_(0, row_n, gradient_nD * rate_n[:, None])

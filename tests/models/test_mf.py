@@ -14,7 +14,7 @@ from recsys.schema import NUM_RESERVED, Interactions, Schema
 
 GROUPS, USERS, ITEMS = 4, 60, 40
 SCHEMA = Schema.of(USERS + NUM_RESERVED, ITEMS + NUM_RESERVED)
-LEARNS = {"embedding_dim": 8, "batch_size": 50, "max_epochs": 20, "temperature": 0.5, "lr": 0.1}
+LEARNS = {"embedding_dim": 8, "batch_size": 50, "max_epochs": 20}
 COMBINATIONS = [
     *itertools.product(["softmax", "bpr", "bce"], ["uniform", "popularity", "in_batch"]),
     ("softmax", "all"),
@@ -85,17 +85,22 @@ def test_every_combination_learns_the_planted_groups(planted, loss, negatives):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"normalize": False}, {"biases": True}, {"optimizer": "adam", "lr": 0.02}, {"num_negatives": 3}],
+    [
+        {"normalize": True, "temperature": 0.3, "weight_decay": 0.0},
+        {"biases": True},
+        {"optimizer": "adam", "lr": 0.05, "weight_decay": 0.0},
+        {"num_negatives": 3},
+    ],
 )
 @pytest.mark.parametrize("loss", ["softmax", "bpr"])
 def test_variants_learn_too(planted, loss, arguments):
     model = make(planted, loss=loss, **arguments)
     fit(model, planted)
-    assert unseen_group_share(model, planted) > 0.9
+    assert unseen_group_share(model, planted) > 0.8
 
 
 def test_sgd_learns(planted):
-    model = make(planted, loss="bpr", normalize=False, optimizer="sgd", lr=0.2)
+    model = make(planted, loss="bpr", normalize=False, optimizer="sgd", lr=0.2, weight_decay=0.0)
     fit(model, planted)
     assert unseen_group_share(model, planted) > 0.9
 
@@ -122,14 +127,16 @@ def test_scores_are_the_stated_formula(planted, normalize, biases):
 @pytest.mark.parametrize(("loss", "negatives"), COMBINATIONS)
 def test_gradients_are_those_of_the_dense_loss(planted, loss, negatives, biases):
     """The sparse gradients, summed by row, against autograd through whole tables and scores."""
-    model = make(planted, loss=loss, negatives=negatives, biases=biases, num_negatives=None).double()
+    model = make(planted, loss=loss, negatives=negatives, biases=biases, weight_decay=0.3).double()
     chunk = next(PairBatches(planted, 20, seed=0).chunks(0))
     user, item = chunk["user_idx"][0], chunk["item_idx"][0]
     mean = model.compute_gradients(user, item, seed=5, step=6)
     sparse = [table.grad.to_dense() for table in (model.user_table, model.item_table)]
     total = dense_loss(model, user, item, seed=5, step=6)
-    dense = torch.autograd.grad(total, [model.user_table, model.item_table])
     assert mean.item() == pytest.approx(total.item() / 20)
+    penalty = model.user_table[user].square().sum() + model.item_table[item].square().sum()
+    penalized = total + 0.3 / 2 * penalty
+    dense = torch.autograd.grad(penalized, [model.user_table, model.item_table])
     for got, expected in zip(sparse, dense, strict=True):
         torch.testing.assert_close(got, expected)
 

@@ -1,0 +1,67 @@
+"""Training speed beside the peers' and beside a plain PyTorch loop, on two threads.
+
+    python benchmarks/bench_training.py [--repeats 3] [--epochs 2] [--out FILE]
+
+als: seconds of iALS to implicit's loss at equal dimension (training_als.py).
+mf: matrix factorisation through Lightning against the same steps in a plain loop, and BPR samples/s
+    against implicit, Cornac and LensKit, on a synthetic log of MovieLens 1M's size (training_mf.py).
+Repeats are interleaved and figures are medians; only ratios of one run compare. Peers that are not
+installed are named and left out: RecBole among them, whose current release does not import beside
+current NumPy and pandas. The last line is one JSON object.
+"""
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "2"))
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as implicit advises; torch brings its own BLAS
+
+import argparse
+import importlib.util
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import training_mf
+
+from recsys import backend
+
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="of each timed fit")
+    parser.add_argument("--out", type=Path, help="where the JSON is written as well")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+    result: dict = {
+        "bench": "training",
+        **backend.hardware(torch.device("cpu")),
+        "versions": {
+            name: backend.version(name) for name in ("torch", "pytorch-lightning", "implicit", "cornac", "lenskit")
+        },
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load_before": os.getloadavg()[0],
+    }
+    if importlib.util.find_spec("training_als"):
+        import training_als
+
+        result["als"] = training_als.bench()
+    result["mf"] = training_mf.bench(arguments.repeats, arguments.epochs, THREADS)
+    line = json.dumps(result)
+    if arguments.out:
+        beside = arguments.out.with_name(arguments.out.name + ".part")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(arguments.out)
+    print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
