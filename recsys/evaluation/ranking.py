@@ -21,6 +21,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -119,7 +120,8 @@ def rank(
     """The K best candidates of every query, as `top_k` orders them.
 
     Args:
-        score: maps `queries.batch()` on `device` to scores_BI over all items.
+        score: maps `queries.batch()` on `device` to scores_BI over all items. On a CPU it is called from
+            torch.get_num_threads() threads at once, each with blocks of its own.
         memory_bytes: what the blocks may take beside the model, the queries and the result; None: a
             quarter of what is free, and no more than is of use.
         mask_history: whether items of the history are left out.
@@ -241,18 +243,43 @@ def _lists(
 ) -> Iterator[tuple[Queries, Tensor]]:
     """Consecutive parts of the queries, on the device, with the top-K of each: int64 [rows, K]."""
     device = torch.device(device)
-    block = _block_rows(queries.num_items, device, memory_bytes)
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    block = _block_rows(queries.num_items, device, memory_bytes, workers)
     never = (~queries.candidates).nonzero()[:, 0].to(device)
-    for start in range(0, len(queries), _STEP):
-        part = queries.rows(start, min(start + _STEP, len(queries))).to(device)
-        lists = []
-        with torch.no_grad(), _full_precision():
-            for rows in part.blocks(block):
-                lists.append(_list(score, rows, k, seed, never, mask_history))
-                start += len(rows)
+
+    def best(rows: Queries) -> Tensor:
+        with torch.no_grad():
+            return _list(score, rows, k, seed, never, mask_history)
+
+    done = 0
+    with _spread(workers) as spread, _full_precision():
+        for start in range(0, len(queries), _STEP):
+            part = queries.rows(start, min(start + _STEP, len(queries))).to(device)
+            lists = []
+            for item_idx in spread(best, part.blocks(block)):
+                lists.append(item_idx)
+                done += len(item_idx)
                 if progress is not None:
-                    progress(start, len(queries))
-        yield part, torch.cat(lists)
+                    progress(done, len(queries))
+            yield part, torch.cat(lists)
+
+
+@contextmanager
+def _spread(workers: int) -> Iterator[Callable[..., Iterator[Tensor]]]:
+    """`map` over blocks, on so many threads that each take whole blocks.
+
+    A block's operations are too small to share: threads that meet after each of them wait for one another,
+    on a busy machine for most of the time.
+    """
+    if workers == 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(workers)
 
 
 def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_history: bool) -> Tensor:
@@ -397,11 +424,11 @@ def _hits(item_idx_BK: Tensor, relevant_key: Tensor, num_items: int) -> Tensor:
     return (relevant_key[place] == key) & (item_idx_BK >= 0)
 
 
-def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None) -> int:
-    """Users to score at a time."""
+def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None, workers: int) -> int:
+    """Users to score at a time, by each of the workers."""
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 4
-    block_bytes = min(_BLOCK_BYTES.get(device.type, 4 * _LARGE), memory_bytes // _BYTES_A_SCORE)
+    block_bytes = min(_BLOCK_BYTES.get(device.type, 4 * _LARGE), memory_bytes // (_BYTES_A_SCORE * workers))
     rows = block_bytes // (4 * num_items)
     return rows // 32 * 32 if rows > 32 else max(1, rows)  # whole vectors: products are far faster
 

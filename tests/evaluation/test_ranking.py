@@ -70,9 +70,7 @@ def reference(scores, queries, ks, seed, mask_history=True):
                     rows[-1] |= metrics_of(items, relevant, size, k)
 
     def mean(rows):
-        return (
-            {name: float(np.mean([r[name] for r in rows])) for name in rows[0] if "@" in name} if rows else {}
-        )
+        return {name: float(np.mean([r[name] for r in rows])) for name in rows[0] if "@" in name} if rows else {}
 
     return mean(users), mean(warm_users), users
 
@@ -119,9 +117,7 @@ def scorer_of(scores):
     mask_history=st.booleans(),
     memory_bytes=st.sampled_from([1, 2**20, None]),
 )
-def test_evaluation_equals_the_reference(
-    seed, num_queries, num_items, levels, ks, density, mask_history, memory_bytes
-):
+def test_evaluation_equals_the_reference(seed, num_queries, num_items, levels, ks, density, mask_history, memory_bytes):
     rng = np.random.default_rng(seed)
     queries = make_queries(rng, num_queries, num_items, history=density, relevant=density, cold=0.3 * density)
     scores = torch.from_numpy(rng.integers(0, levels, (num_queries, num_items)).astype(np.float32))
@@ -190,9 +186,7 @@ def test_history_reserved_and_non_candidates_are_never_recommended():
         assert [i for i in items if i >= 0] == items[: len(expected)]
         assert set(items) - {-1} == expected
     repeated = rank(scorer_of(scores), queries, 48, mask_history=False)
-    assert all(
-        set(items) - {-1} == set(queries.candidates.nonzero()[:, 0].tolist()) for items in repeated.tolist()
-    )
+    assert all(set(items) - {-1} == set(queries.candidates.nonzero()[:, 0].tolist()) for items in repeated.tolist())
 
 
 def test_a_constant_model_scores_as_chance():
@@ -217,15 +211,11 @@ def test_a_constant_model_scores_as_chance():
     deviation = math.sqrt(chance * (1 - chance) / (3 * num_queries))
     recalls = []
     for seed in range(3):
-        found = evaluate(
-            lambda batch: torch.zeros(len(batch["user_idx"]), num_items), queries, k=(k,), seed=seed
-        )
+        found = evaluate(lambda batch: torch.zeros(len(batch["user_idx"]), num_items), queries, k=(k,), seed=seed)
         recalls.append(found.metrics[f"recall@{k}"])
         assert abs(recalls[-1] - chance) < 4 * deviation
         # The first place is as good as any other.
-        assert (
-            abs(found.metrics[f"mrr@{k}"] - np.mean(1 / np.arange(1, 401) * (np.arange(400) < k)) * 3) < 0.004
-        )
+        assert abs(found.metrics[f"mrr@{k}"] - np.mean(1 / np.arange(1, 401) * (np.arange(400) < k)) * 3) < 0.004
     assert len(set(recalls)) == 3
     lists = rank(lambda batch: torch.zeros(len(batch["user_idx"]), num_items), queries, k)
     counts = torch.bincount(lists.view(-1), minlength=num_items)[2:].double()
@@ -274,9 +264,7 @@ def test_user_order_item_names_and_blocks_do_not_matter(seed):
     assert after.warm == pytest.approx(before.warm, abs=1e-12)
     for name, ends in before.intervals.items():
         assert after.intervals[name] == pytest.approx(ends, abs=1e-9)
-    assert after.per_user.sort("user_key").equals(
-        before.per_user.sort("user_key").select(after.per_user.columns)
-    )
+    assert after.per_user.sort("user_key").equals(before.per_user.sort("user_key").select(after.per_user.columns))
     assert 0 < before.metrics["recall@5"] < before.metrics["recall@50"] < 1
 
 
@@ -296,9 +284,7 @@ def test_the_scorer_gets_its_scores_back():
     popularity = torch.arange(80.0)
     table = popularity.repeat(30, 1)
     expected = rank(lambda batch: popularity.repeat(len(batch["user_idx"]), 1), queries, 9)
-    assert torch.equal(
-        rank(lambda batch: popularity.expand(len(batch["user_idx"]), -1), queries, 9), expected
-    )
+    assert torch.equal(rank(lambda batch: popularity.expand(len(batch["user_idx"]), -1), queries, 9), expected)
     assert torch.equal(rank(lambda batch: table, queries, 9), expected)
     assert torch.equal(rank(lambda batch: table.T.contiguous().T, queries, 9), expected)
     assert torch.equal(table, torch.arange(80.0).repeat(30, 1))
@@ -380,7 +366,7 @@ def test_output_is_flat_typed_and_reports_progress():
         scorer_of(torch.rand(40, 100)),
         queries,
         k=(20, 10),
-        memory_bytes=6 * 4 * 100 * 7,
+        memory_bytes=6 * 4 * 100 * 7 * torch.get_num_threads(),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(done, 40) for done in (7, 14, 21, 28, 35, 40)]
@@ -390,6 +376,27 @@ def test_output_is_flat_typed_and_reports_progress():
     assert set(found.per_user.select(columns).dtypes) == {pl.Float32}
     assert all(low <= found.metrics[name] <= high for name, (low, high) in found.intervals.items())
     assert found.seconds > 0
+
+
+def test_threads_do_not_matter_and_are_given_back():
+    queries = make_queries(np.random.default_rng(2), 300, 200)
+    scores, before = torch.rand(300, 200), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(rank(scorer_of(scores), queries, 9, memory_bytes=2**16))
+            assert torch.get_num_threads() == threads
+            with pytest.raises(RuntimeError, match="broken"):
+                evaluate(broken, queries)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def broken(batch):
+    raise RuntimeError("broken")
 
 
 def test_a_scorer_under_grad_or_inference_mode_works():
