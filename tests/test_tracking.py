@@ -51,9 +51,7 @@ except OSError as error:
 @pytest.mark.parametrize("kind", ["parquet", "tensors", "text"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "file"
-    found = subprocess.run(
-        [sys.executable, "-c", FILL, kind, str(path)], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run([sys.executable, "-c", FILL, kind, str(path)], capture_output=True, text=True, check=False)
     assert found.returncode == 7, found.stderr
     assert str(path) in found.stdout
     assert len(found.stdout.splitlines()) == 1

@@ -44,9 +44,7 @@ def test_full_softmax_equals_its_definition(seed, B, items):
     rng = np.random.default_rng(seed)
     logits, target = rng.normal(size=(B, items)), rng.integers(items, size=B)
     expected = -np.log(softmax(logits)[np.arange(B), target])
-    np.testing.assert_allclose(
-        losses.full_softmax(tensor(logits), torch.tensor(target)), expected, rtol=1e-12
-    )
+    np.testing.assert_allclose(losses.full_softmax(tensor(logits), torch.tensor(target)), expected, rtol=1e-12)
 
 
 @settings(deadline=None, max_examples=20)
@@ -111,9 +109,7 @@ def test_sampled_softmax_gradient_tends_to_the_full_one(power):
     q_I /= q_I.sum()
     drawn = torch.multinomial(q_I, draws, replacement=True, generator=generator)
     leaf = score_I.clone().requires_grad_()
-    loss = losses.sampled_softmax(
-        leaf[target, None], leaf[None, drawn], q_I.log()[drawn], (drawn == target)[None]
-    )
+    loss = losses.sampled_softmax(leaf[target, None], leaf[None, drawn], q_I.log()[drawn], (drawn == target)[None])
     loss.sum().backward()
     np.testing.assert_allclose(leaf.grad, exact_gradient(score_I, target), atol=4e-3)
 
@@ -144,7 +140,5 @@ def test_without_the_correction_the_gradient_would_be_another():
     drawn = torch.multinomial(q_I, draws, replacement=True, generator=generator)
     leaf = score_I.clone().requires_grad_()
     flat = torch.full((draws,), -np.log(items))
-    losses.sampled_softmax(
-        leaf[target, None], leaf[None, drawn], flat, (drawn == target)[None]
-    ).sum().backward()
+    losses.sampled_softmax(leaf[target, None], leaf[None, drawn], flat, (drawn == target)[None]).sum().backward()
     assert np.abs(leaf.grad.numpy() - exact_gradient(score_I, target)).max() > 4e-2
