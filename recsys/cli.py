@@ -254,10 +254,11 @@ def _show_comparison(runs: list[Run]) -> None:
     from recsys.compare import compare
 
     frame = compare(runs)
+    frame = frame.select(column for column in frame if column.null_count() < frame.height)
     rows = [
         ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in frame.iter_rows()
     ]
-    _print_table(f"{len(runs)} runs", frame.columns, rows)
+    _print_table(f"{len(runs)} run{'s' * (len(runs) > 1)}", frame.columns, rows)
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
