@@ -1,22 +1,15 @@
-"""Exact top-K over the whole catalogue, and the metrics of it in one pass and bounded memory.
+"""Rank the whole catalogue for every user and measure it, in one pass and bounded memory.
 
-The K best of a row lie in the K chunks of highest maximum: one pass over the scores takes the maximum of
-every chunk, then only K chunks are looked at. Scores are made in blocks of users small enough to stay in
-cache (CPU) or large enough to fill the device, and never leave it.
+Scores are made in blocks of users, small enough to stay in cache on a CPU, and never leave their block: see
+`topk` for what is done with them. On a CPU every thread takes whole blocks, because the operations on one
+are too small to share. Products of float32 are kept from TF32 while this runs.
 
-"Exact" means the order of the scores that the scorer returns, bit by bit: nothing is rounded here. A float32
-scorer may itself swap two items whose float64 scores differ by less than its rounding error, for an inner
-product of D terms about D * 2**-24 * sum |x_d y_d|. Evaluation switches TF32 off while it runs.
-
-Equal scores are ordered by a hash of (seed, user, item): never by id, and not by one permutation shared by
-all users, so a constant model scores as chance.
-
-Shapes: B users of a block, Q queries, I items (the two reserved ones included), K list length.
+Shapes: B users of a block, Q queries, I items (the two reserved ones included), K list length, M metrics,
+R replicates.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
@@ -24,23 +17,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys.evaluation import metrics as ranking_metrics
-from recsys.evaluation.significance import intervals, key_streams, mix64
-from recsys.schema import NUM_RESERVED, Interactions, Queries, UserBatch
+from recsys.evaluation.metrics import measure, names
+from recsys.evaluation.significance import percentile_ends, replicate_sums
+from recsys.evaluation.topk import NEVER, best, top_k
+from recsys.schema import Queries, UserBatch
+
+__all__ = ["Evaluation", "evaluate", "rank", "top_k"]
 
 Scorer = Callable[[UserBatch], Tensor]
 Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 
-_NEVER = -math.inf
-_STEP = 4096  # queries whose lists are held at once
-_TIED_SCORES = {"cpu": 2**18}  # scores searched for ties at a time, by device type
-_BLOCK_BYTES = {"cpu": 2**24}  # largest useful block of scores: beyond it the cache misses
-_LARGE = 2**28  # both of the above on accelerators
+# By device type, the latter for accelerators.
+_PART = {"cpu": 512}, 8192  # queries that are measured together: sums do not depend on memory or threads
+_BLOCK_BYTES = {"cpu": 2**24}, 2**30  # largest useful block of scores: beyond it a CPU's cache misses
 _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's temporaries and ours
 
 
@@ -67,45 +63,6 @@ class Evaluation:
     seconds: float
 
 
-def top_k(
-    scores_BI: Tensor,
-    k: int,
-    *,
-    user_key: Tensor,
-    seed: int,
-    history: Interactions | None = None,
-    candidates: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The K best items of each row, best first, ties in the order of a hash of (seed, user_key, item).
-
-    Args:
-        scores_BI: any real dtype, left as it is. A score of -inf means: never recommend.
-        user_key: int64 [B].
-        history: B rows of items that are not to be recommended.
-        candidates: bool [I]; None: all but the two reserved items.
-
-    Returns:
-        item_idx int64 [B, K] and their scores [B, K]; -1 and -inf where a row has fewer candidates than K.
-
-    Raises:
-        ValueError: k < 1, or a score is NaN; the message names the row.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    scores_BI = scores_BI.detach()
-    scores_BI = scores_BI.clone() if scores_BI.is_floating_point() else scores_BI.double()
-    if candidates is None:
-        candidates = torch.arange(scores_BI.shape[1], device=scores_BI.device) >= NUM_RESERVED
-    scores_BI[:, (~candidates).nonzero()[:, 0]] = _NEVER
-    if history is not None:
-        scores_BI[history.row_idx(), history.item_idx] = _NEVER
-    item_idx, values = _best(scores_BI, k, user_key, seed)
-    bad_B = values[:, 0].isnan()
-    if bool(bad_B.any()):
-        raise ValueError(f"the score of row {int(bad_B.nonzero()[0])} is NaN: scores must be numbers")
-    return item_idx, values
-
-
 def rank(
     score: Scorer,
     queries: Queries,
@@ -125,7 +82,7 @@ def rank(
         memory_bytes: what the blocks may take beside the model, the queries and the result; None: a
             quarter of what is free, and no more than is of use.
         mask_history: whether items of the history are left out.
-        progress: called as progress(queries_done, num_queries) after every block.
+        progress: called as progress(queries_done, num_queries) now and then.
 
     Returns:
         int64 [Q, K] on the CPU; -1 where a query has fewer candidates than K.
@@ -134,9 +91,8 @@ def rank(
         ValueError: k < 1, scores of another shape than [B, I], or a NaN score; the message names the user.
     """
     (k,) = _cut_offs([k])
-    parts = [
-        item_idx.cpu() for _, item_idx in _lists(score, queries, k, memory_bytes, device, seed, mask_history, progress)
-    ]
+    lists = _ranker(score, queries, k, memory_bytes, device, seed, mask_history)
+    parts = list(_spread(lambda part: lists(part).cpu(), queries, device, progress))
     return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
 
 
@@ -168,7 +124,6 @@ def evaluate(
     """
     began = time.perf_counter()
     cuts = _cut_offs(k)
-    names = ranking_metrics.names(cuts)
     num_candidates = int(queries.candidates.sum())
     beyond = [cut for cut in cuts if cut > num_candidates]
     if beyond:
@@ -177,49 +132,75 @@ def evaluate(
             stacklevel=2,
         )
     depth = max(1, min(cuts[-1], num_candidates))
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    lists = _ranker(score, queries, depth, memory_bytes, device, seed, mask_history)
+    parts = _spread(
+        lambda part: _measured(part, lists(part), cuts, mask_history, num_replicates, seed),
+        queries,
+        device,
+        progress,
+    )
     counts = dict.fromkeys(("queries", "warm_queries", "empty_relevant", "cold_relevant", "cold_users"), 0)
-    total = torch.zeros(len(names), dtype=torch.float64, device=device)
-    warm_total = torch.zeros_like(total)
-    columns: list[tuple[Tensor, ...]] = []
-    for part, item_idx in _lists(score, queries, depth, memory_bytes, device, seed, mask_history, progress):
-        relevant_key, num_known = _relevant(part, mask_history)
-        num_relevant = num_known + part.num_cold_relevant
-        keep = num_relevant > 0
-        warm = part.warm & (num_known > 0)
-        hits = _hits(item_idx, relevant_key, part.num_items)
-        values = ranking_metrics.measure(hits[keep], num_relevant[keep], cuts)
-        total += values.sum(0)
-        warm_total += ranking_metrics.measure(hits[warm], num_known[warm], cuts).sum(0)
-        counts["queries"] += int(keep.sum())
-        counts["warm_queries"] += int(warm.sum())
-        counts["empty_relevant"] += int((~keep).sum())
-        counts["cold_relevant"] += int(part.num_cold_relevant.sum())
-        counts["cold_users"] += int((keep & ~part.warm).sum())
-        kept = (part.user_idx[keep], part.user_key[keep], num_relevant[keep], part.warm[keep], values.float())
-        columns.append(tuple(column.cpu() for column in kept))
+    total = warm_total = replicates = torch.zeros(())
+    columns = []
+    for part in parts:
+        total, warm_total = total + part.sum_M, warm_total + part.warm_sum_M
+        replicates = replicates + part.replicate_sums
+        counts = {name: count + part.counts[name] for name, count in counts.items()}
+        columns.append(part.columns)
     if counts["queries"] == 0:
         raise ValueError(f"none of {len(queries)} queries has a relevant item: there is nothing to measure")
+    keys = names(cuts)
     user_idx, user_key, num_relevant, warm, values = map(torch.cat, zip(*columns, strict=True))
-    ends = torch.empty(0, 2)
-    if num_replicates:
-        ends = intervals(
-            values.to(device),
-            user_key.to(device),
-            num_replicates=num_replicates,
-            confidence=confidence,
-            seed=seed,
-        )
     per_user = {"user_idx": user_idx, "user_key": user_key, "num_relevant": num_relevant, "warm": warm}
-    per_user |= dict(zip(names, values.T.contiguous(), strict=True))
+    per_user |= dict(zip(keys, values.T.contiguous(), strict=True))
+    metrics = (total / counts["queries"]).tolist()
+    warm_metrics = (warm_total / counts["warm_queries"]).tolist() if counts["warm_queries"] else []
+    ends = percentile_ends(replicates, confidence).tolist() if num_replicates else []
     return Evaluation(
-        metrics=dict(zip(names, (total / counts["queries"]).tolist(), strict=True)),
-        intervals=dict(zip(names, map(tuple, ends.tolist()), strict=False)),
-        warm=dict(zip(names, (warm_total / counts["warm_queries"]).tolist(), strict=True))
-        if counts["warm_queries"]
-        else {},
+        metrics=dict(zip(keys, metrics, strict=True)),
+        intervals={key: (low, high) for key, (low, high) in zip(keys, ends, strict=False)},
+        warm=dict(zip(keys, warm_metrics, strict=False)),
         per_user=pl.DataFrame({name: column.numpy() for name, column in per_user.items()}),
         counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(beyond)},
         seconds=time.perf_counter() - began,
+    )
+
+
+class _Measured(NamedTuple):
+    """What is kept of one part of the queries."""
+
+    sum_M: Tensor
+    warm_sum_M: Tensor
+    replicate_sums: Tensor  # [M + 1, R]
+    counts: dict[str, int]
+    columns: tuple[Tensor, ...]  # user_idx, user_key, num_relevant, warm and float32 [users, M]
+
+
+def _measured(
+    part: Queries, item_idx: Tensor, cuts: list[int], mask_history: bool, num_replicates: int, seed: int
+) -> _Measured:
+    """Metrics of the lists of one part."""
+    relevant_key, num_known = _relevant(part, mask_history)
+    num_relevant = num_known + part.num_cold_relevant
+    hits = _hits(item_idx, relevant_key, part.num_items)
+    keep = num_relevant > 0
+    warm = part.warm & (num_known > 0)
+    values, user_key = measure(hits[keep], num_relevant[keep], cuts), part.user_key[keep]
+    columns = (part.user_idx[keep], user_key, num_relevant[keep], part.warm[keep], values.float())
+    return _Measured(
+        sum_M=values.sum(0).cpu(),
+        warm_sum_M=measure(hits[warm], num_known[warm], cuts).sum(0).cpu(),
+        replicate_sums=replicate_sums(values, user_key, num_replicates=num_replicates, seed=seed).cpu(),
+        counts={
+            "queries": int(keep.sum()),
+            "warm_queries": int(warm.sum()),
+            "empty_relevant": int((~keep).sum()),
+            "cold_relevant": int(part.num_cold_relevant.sum()),
+            "cold_users": int((keep & ~part.warm).sum()),
+        },
+        columns=tuple(column.cpu() for column in columns),
     )
 
 
@@ -231,46 +212,36 @@ def _cut_offs(k: Sequence[int]) -> list[int]:
     return cuts
 
 
-def _lists(
-    score: Scorer,
+def _spread(
+    function: Callable[[Queries], Result],
     queries: Queries,
-    k: int,
-    memory_bytes: int | None,
     device: torch.device | str,
-    seed: int,
-    mask_history: bool,
     progress: Progress | None,
-) -> Iterator[tuple[Queries, Tensor]]:
-    """Consecutive parts of the queries, on the device, with the top-K of each: int64 [rows, K]."""
-    device = torch.device(device)
-    workers = torch.get_num_threads() if device.type == "cpu" else 1
-    block = _block_rows(queries.num_items, device, memory_bytes, workers)
-    never = (~queries.candidates).nonzero()[:, 0].to(device)
+) -> Iterator[Result]:
+    """function(part) for consecutive parts of the queries, in order, on as many threads as PyTorch has.
 
-    def best(rows: Queries) -> Tensor:
+    Each thread takes whole parts. Threads that share every operation wait for one another after each of
+    them, on a busy machine for most of the time.
+    """
+    device, done = torch.device(device), 0
+    workers = _workers(device)
+    size = _PART[0].get(device.type, _PART[1])
+
+    def run(part: Queries) -> Result:
         with torch.no_grad():
-            return _list(score, rows, k, seed, never, mask_history)
+            return function(part.to(device))
 
-    done = 0
-    with _spread(workers) as spread, _full_precision():
-        for start in range(0, len(queries), _STEP):
-            part = queries.rows(start, min(start + _STEP, len(queries))).to(device)
-            lists = []
-            for item_idx in spread(best, part.blocks(block)):
-                lists.append(item_idx)
-                done += len(item_idx)
-                if progress is not None:
-                    progress(done, len(queries))
-            yield part, torch.cat(lists)
+    with _full_precision(), _threads(workers) as apply:
+        for result in apply(run, queries.blocks(size)):
+            done = min(done + size, len(queries))
+            if progress is not None:
+                progress(done, len(queries))
+            yield result
 
 
 @contextmanager
-def _spread(workers: int) -> Iterator[Callable[..., Iterator[Tensor]]]:
-    """`map` over blocks, on so many threads that each take whole blocks.
-
-    A block's operations are too small to share: threads that meet after each of them wait for one another,
-    on a busy machine for most of the time.
-    """
+def _threads(workers: int) -> Iterator[Callable[..., Iterator]]:
+    """`map`, on threads with one PyTorch thread each."""
     if workers == 1:
         yield map
         return
@@ -280,6 +251,31 @@ def _spread(workers: int) -> Iterator[Callable[..., Iterator[Tensor]]]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(workers)
+
+
+def _workers(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def _ranker(
+    score: Scorer,
+    queries: Queries,
+    k: int,
+    memory_bytes: int | None,
+    device: torch.device | str,
+    seed: int,
+    mask_history: bool,
+) -> Callable[[Queries], Tensor]:
+    """What gives the top-K of a part of the queries, int64 [rows, K], block by block."""
+    device = torch.device(device)
+    size = _block_rows(queries.num_items, device, memory_bytes)
+    never = (~queries.candidates).nonzero()[:, 0].to(device)
+
+    def lists(part: Queries) -> Tensor:
+        blocks = [_list(score, rows, k, seed, never, mask_history) for rows in part.blocks(size)]
+        return torch.cat(blocks)
+
+    return lists
 
 
 def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_history: bool) -> Tensor:
@@ -300,9 +296,9 @@ def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_h
     if not mask_history:
         row, item = row[:0], item[:0]
     lent, lent_seen = scores_BI[:, never], scores_BI[row, item]
-    scores_BI[:, never] = _NEVER
-    scores_BI[row, item] = _NEVER
-    item_idx, values = _best(scores_BI, k, rows.user_key, seed)
+    scores_BI[:, never] = NEVER
+    scores_BI[row, item] = NEVER
+    item_idx, values = best(scores_BI, k, rows.user_key, seed)
     scores_BI[row, item] = lent_seen
     scores_BI[:, never] = lent
     bad_B = values[:, 0].isnan()
@@ -313,92 +309,6 @@ def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_h
             "the model diverged or divides by zero"
         )
     return item_idx
-
-
-def _best(scores_BI: Tensor, k: int, user_key: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The K best of each row of masked scores, ties by hash; a row with a NaN has it first."""
-    num_items = scores_BI.shape[1]
-    values, item_idx = _largest(scores_BI, min(k + 1, num_items))
-    missing = k + 1 - values.shape[1]
-    if missing > 0:
-        values = torch.nn.functional.pad(values, (0, missing), value=_NEVER)
-        item_idx = torch.nn.functional.pad(item_idx, (0, missing), value=-1)
-    equal = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > _NEVER)
-    last_tied = equal[:, -1].nonzero()[:, 0]
-    tied = equal.any(1).nonzero()[:, 0]
-    values, item_idx = values[:, :k], item_idx[:, :k].masked_fill(values[:, :k] == _NEVER, -1)
-    if len(tied) == 0:
-        return item_idx, values
-    streams = key_streams(seed, user_key)
-    step = max(1, _TIED_SCORES.get(scores_BI.device.type, _LARGE) // num_items)
-    for row in last_tied.split(step):
-        item_idx[row] = _settle_last(scores_BI[row], values[row], item_idx[row], streams[row])
-    # Inside the list: by hash first, then stably by score.
-    order = _tie_hash(streams[tied, None], item_idx[tied]).argsort(dim=1, stable=True)
-    by_score = values[tied].gather(1, order).argsort(dim=1, descending=True, stable=True)
-    item_idx[tied] = item_idx[tied].gather(1, order.gather(1, by_score))
-    return item_idx, values
-
-
-def _largest(scores_BI: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest of each row: the values are exact, of equal ones it returns any. n <= I.
-
-    The items are cut so that maxima are taken over whole vectors: where the scores of an item lie side by
-    side chunk c holds the items c * width, c * width + 1, …, where those of a user do c, c + C, c + 2C, …
-    """
-    num_rows, num_items = scores_BI.shape
-    width = max(8, min(64, 2 ** round(math.log2(math.sqrt(num_items / n)))))
-    num_chunks = num_items // width
-    if num_chunks < 2 * n:
-        values, item_idx = scores_BI.topk(n, dim=1)
-        return values, item_idx
-    whole = num_chunks * width
-    if scores_BI.T.is_contiguous():
-        maxima_BC = scores_BI.T[:whole].view(num_chunks, width, num_rows).amax(1).T.contiguous()
-        first, step = width, 1
-    else:
-        maxima_BC = scores_BI[:, :whole].unflatten(1, (width, num_chunks)).amax(1)
-        first, step = 1, num_chunks
-    chunk = maxima_BC.topk(n, dim=1, sorted=False).indices
-    within = torch.arange(width, device=scores_BI.device) * step
-    item_idx = (chunk[:, :, None] * first + within).view(num_rows, -1)
-    rest = torch.arange(whole, num_items, device=scores_BI.device).expand(num_rows, -1)
-    item_idx = torch.cat([item_idx, rest], dim=1)
-    values, position = scores_BI.gather(1, item_idx).topk(n, dim=1)
-    return values, item_idx.gather(1, position)
-
-
-def _tie_hash(streams: Tensor, item_idx: Tensor) -> Tensor:
-    """What orders equal scores, the smallest first: int64 >= 0, a function of (seed, user_key, item_idx)."""
-    return mix64(streams + mix64(item_idx)) & (2**63 - 1)
-
-
-def _settle_last(scores_BI: Tensor, values_BK: Tensor, item_idx_BK: Tensor, streams_B: Tensor) -> Tensor:
-    """item_idx_BK with the places of the K-th score given to those of the smallest hash that have it."""
-    last = values_BK[:, -1:]
-    open_BK = values_BK == last
-    need_B = open_BK.sum(1)
-    tied_BI = scores_BI == last
-    count_B = tied_BI.sum(1)
-    # Hashes are uniform, so the smallest few of many lie below a known bound, with room for eight standard
-    # deviations: only those need sorting. Should a row fall short, all are sorted.
-    likely_B = (need_B + 8 * need_B.double().sqrt() + 16) / count_B
-    if bool((likely_B < 0.1).any()):
-        items = torch.arange(scores_BI.shape[1], device=scores_BI.device)
-        bound_B = torch.where(likely_B < 1, likely_B * 2.0**63, 2.0**63 - 1024).long()
-        low_BI = tied_BI & (_tie_hash(streams_B[:, None], items) <= bound_B[:, None])
-        if bool((low_BI.sum(1) >= need_B)[likely_B < 1].all()):
-            tied_BI = torch.where((likely_B < 1)[:, None], low_BI, tied_BI)
-    row, item = tied_BI.nonzero(as_tuple=True)
-    hashed = _tie_hash(streams_B[row], item)
-    order = hashed.argsort()
-    order = order[row[order].argsort(stable=True)]
-    row, item = row[order], item[order]
-    begin_B = torch.searchsorted(row, torch.arange(len(need_B), device=row.device))
-    place = torch.arange(len(row), device=row.device) - begin_B[row]
-    chosen = place < need_B[row]
-    row, item, place = row[chosen], item[chosen], place[chosen]
-    return item_idx_BK.index_put((row, open_BK.shape[1] - need_B[row] + place), item)
 
 
 def _relevant(part: Queries, mask_history: bool) -> tuple[Tensor, Tensor]:
@@ -424,13 +334,13 @@ def _hits(item_idx_BK: Tensor, relevant_key: Tensor, num_items: int) -> Tensor:
     return (relevant_key[place] == key) & (item_idx_BK >= 0)
 
 
-def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None, workers: int) -> int:
-    """Users to score at a time, by each of the workers."""
+def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None) -> int:
+    """Users to score at a time, by each of the threads."""
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 4
-    block_bytes = min(_BLOCK_BYTES.get(device.type, 4 * _LARGE), memory_bytes // (_BYTES_A_SCORE * workers))
-    rows = block_bytes // (4 * num_items)
-    return rows // 32 * 32 if rows > 32 else max(1, rows)  # whole vectors: products are far faster
+    largest = _BLOCK_BYTES[0].get(device.type, _BLOCK_BYTES[1])
+    rows = min(largest, memory_bytes // (_BYTES_A_SCORE * _workers(device))) // (4 * num_items)
+    return 2 ** (rows.bit_length() - 1) if rows > 1 else 1  # whole vectors: products are far faster
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -72,21 +72,35 @@ def _poisson_table() -> np.ndarray:
     return np.searchsorted(np.rint(cumulative * 2**16), np.arange(2**16), side="right").astype(np.uint8)
 
 
-def replicates(per_user_QM: Tensor, user_key: Tensor, *, num_replicates: int = 1000, seed: int = 0) -> Tensor:
-    """The mean of each metric in each bootstrap replicate, float64 [R, M].
+def replicate_sums(per_user_QM: Tensor, user_key: Tensor, *, num_replicates: int = 1000, seed: int = 0) -> Tensor:
+    """Weighted sums of each metric, and of the weights, in each bootstrap replicate: float64 [M + 1, R].
 
-    Works in blocks of users: the memory does not grow with Q. A replicate in which no user has weight
-    (which happens with a handful of users) is NaN.
+    Sums of parts add up to the sums of the whole. Works in blocks of users: the memory does not grow with Q.
     """
     num_queries, num_metrics = per_user_QM.shape
     sums_MR = torch.zeros(num_metrics + 1, num_replicates, dtype=torch.float64, device=per_user_QM.device)
-    step = max(1, _BLOCK_WEIGHTS // num_replicates)
+    step = max(1, _BLOCK_WEIGHTS // max(1, num_replicates))
     for start in range(0, num_queries, step):
         values = per_user_QM[start : start + step].double()
         values = torch.cat([values, values.new_ones(len(values), 1)], dim=1)
         weights_QR = poisson_weights(user_key[start : start + step], num_replicates, seed=seed)
         sums_MR += values.T @ weights_QR.double()
-    return (sums_MR[:-1] / sums_MR[-1]).T
+    return sums_MR
+
+
+def percentile_ends(sums_MR: Tensor, confidence: float = 0.95) -> Tensor:
+    """Percentile intervals of the means from `replicate_sums`: float64 [M, 2] (low, high).
+
+    A replicate in which no user has weight (which happens with a handful of users) is left out.
+
+    Raises:
+        ValueError: a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    tail = (1 - confidence) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64, device=sums_MR.device)
+    return torch.nanquantile(sums_MR[:-1] / sums_MR[-1], ends, dim=1).T
 
 
 def intervals(
@@ -106,16 +120,12 @@ def intervals(
     Raises:
         ValueError: no rows, no replicates, or a confidence outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if num_replicates < 1 or len(per_user_QM) == 0:
         raise ValueError(
             f"an interval needs users and replicates, got {len(per_user_QM)} users and num_replicates={num_replicates}"
         )
-    means_RM = replicates(per_user_QM, user_key, num_replicates=num_replicates, seed=seed)
-    tail = (1 - confidence) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64, device=means_RM.device)
-    return torch.nanquantile(means_RM, ends, dim=0).T
+    sums_MR = replicate_sums(per_user_QM, user_key, num_replicates=num_replicates, seed=seed)
+    return percentile_ends(sums_MR, confidence)
 
 
 def paired_interval(

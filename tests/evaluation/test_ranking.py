@@ -360,16 +360,16 @@ def test_only_cold_items_is_not_empty():
 
 
 def test_output_is_flat_typed_and_reports_progress():
-    queries = make_queries(np.random.default_rng(2), 40, 100)
+    queries = make_queries(np.random.default_rng(2), 1100, 30)
     seen = []
     found = evaluate(
-        scorer_of(torch.rand(40, 100)),
+        scorer_of(torch.rand(1100, 30)),
         queries,
         k=(20, 10),
-        memory_bytes=6 * 4 * 100 * 7 * torch.get_num_threads(),
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(done, 40) for done in (7, 14, 21, 28, 35, 40)]
+    assert seen == [(done, 1100) for done in (512, 1024, 1100)]
+    assert evaluate(scorer_of(torch.rand(1100, 30)), queries, k=(5,), num_replicates=0).intervals == {}
     columns = [f"{metric}@{k}" for metric in METRICS for k in (10, 20)]
     assert list(found.metrics) == list(found.intervals) == list(found.warm) == columns
     assert found.per_user.columns == ["user_idx", "user_key", "num_relevant", "warm", *columns]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recsys.evaluation import intervals, paired_interval, seeds_interval, significance
-from recsys.evaluation.significance import mix64, poisson_weights, replicates
+from recsys.evaluation.significance import mix64, poisson_weights, replicate_sums
 
 
 def keys(count, seed=0):
@@ -56,13 +56,18 @@ def test_weights_belong_to_seed_user_and_replicate():
     assert poisson_weights(user_key, 100, seed=2**70).shape == (50, 100)
 
 
-def test_replicates_are_weighted_means_whatever_the_blocks(monkeypatch):
+def test_replicates_are_weighted_sums_whatever_the_blocks(monkeypatch):
     values, user_key = torch.rand(137, 3), keys(137)
     weights = poisson_weights(user_key, 60, seed=1).double()
-    expected = weights.T @ values.double() / weights.sum(0)[:, None]
-    assert torch.allclose(replicates(values, user_key, num_replicates=60, seed=1), expected, rtol=1e-12)
+    expected = torch.cat([values.double(), torch.ones(137, 1)], 1).T @ weights
+    whole = replicate_sums(values, user_key, num_replicates=60, seed=1)
+    assert torch.allclose(whole, expected, rtol=1e-12)
     monkeypatch.setattr(significance, "_BLOCK_WEIGHTS", 600)
-    assert torch.allclose(replicates(values, user_key, num_replicates=60, seed=1), expected, rtol=1e-12)
+    parts = (
+        replicate_sums(values[rows], user_key[rows], num_replicates=60, seed=1)
+        for rows in torch.randperm(137, generator=torch.Generator().manual_seed(0)).split(50)
+    )
+    assert torch.allclose(sum(parts), expected, rtol=1e-12)
 
 
 def test_intervals_agree_with_numpys_bootstrap():
