@@ -45,7 +45,7 @@ def sampled_softmax(
     count = negative_BN.shape[1] if num_draws is None else num_draws
     corrected_BN = negative_BN - (log_q_N + math.log(max(count, 1)))
     # A finite floor: the gradient of logsumexp over nothing but -inf would be NaN.
-    corrected_BN = corrected_BN.masked_fill(hit_BN, torch.finfo(corrected_BN.dtype).min)
+    corrected_BN.masked_fill_(hit_BN, torch.finfo(corrected_BN.dtype).min)
     return torch.logaddexp(positive_B, corrected_BN.logsumexp(1)) - positive_B
 
 
