@@ -47,34 +47,19 @@ def logs(data: Path) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--runs", type=Path, help="keep the runs here, and go on with those that are finished")
     parser.add_argument("--out", type=Path, help="a JSON file; a .md with the same name is written beside it")
     arguments = parser.parse_args()
     data = Path(os.environ.get("RECSYS_DATA", ROOT.parent / "shared" / "data"))
-    seeds = ",".join(str(seed) for seed in range(arguments.seeds))
     tables = []
-    for log, reader in logs(data).items():
-        if not Path(reader[1].partition("=")[2]).exists():
-            print(f"{log}: not found under {data}, left out (set RECSYS_DATA)")
-            continue
-        for split in ("global_time", "random"):
-            with tempfile.TemporaryDirectory() as folder:
-                runs, names = [], []
-                for number, (name, model) in enumerate(MODELS.items()):
-                    words = [*reader, *model.split(), f"split={split}", f"seed={seeds}", "trainer=cpu"]
-                    sweep = Path(folder) / str(number)
-                    subprocess.run(
-                        [sys.executable, "-m", "recsys.cli", "train", "-m", *words, f"hydra.sweep.dir={sweep}"],
-                        check=True,
-                        stdout=subprocess.DEVNULL,
-                    )
-                    found = [Run(path.parent) for path in sorted(sweep.glob("*/metrics.json"))]
-                    runs += found
-                    names += [name] * len(found)
-                    mean = sum(run.metrics["test/recall@20"] for run in found) / len(found)
-                    print(f"{log:10} {split:12} {name:24} recall@20 {mean:.4f}", flush=True)
-                table = compare(runs, METRICS, baseline="iALS", names=names)
-                warm = runs[0].manifest["evaluation"]["warm_queries"]
-                tables.append(table.with_columns(log=pl.lit(log), split=pl.lit(split), warm_test_users=pl.lit(warm)))
+    with tempfile.TemporaryDirectory() as temporary:
+        for log, reader in logs(data).items():
+            if not Path(reader[1].partition("=")[2]).exists():
+                print(f"{log}: not found under {data}, left out (set RECSYS_DATA)")
+                continue
+            for split in ("global_time", "random"):
+                folder = (arguments.runs or Path(temporary)) / f"{log}_{split}"
+                tables.append(measure(log, [*reader, f"split={split}"], folder, arguments.seeds))
     result = {
         "benchmark": "real_logs",
         "seeds": arguments.seeds,
@@ -89,13 +74,35 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def measure(log: str, reader: list[str], folder: Path, seeds: int) -> pl.DataFrame:
+    """Every model on one log and split, beside iALS."""
+    runs, names = [], []
+    for name, model in MODELS.items():
+        sweep = folder / name
+        missing = [seed for seed in range(seeds) if not (sweep / str(seed) / "metrics.json").exists()]
+        if missing:
+            words = [*reader, *model.split(), f"seed={','.join(map(str, missing))}", "trainer=cpu"]
+            words += [f'hydra.sweep.dir="{sweep}"', "hydra.sweep.subdir=${seed}"]
+            command = [sys.executable, "-m", "recsys.cli", "train", "-m", *words]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        found = [Run(sweep / str(seed)) for seed in range(seeds)]
+        runs += found
+        names += [name] * seeds
+        mean = sum(run.metrics["test/recall@20"] for run in found) / seeds
+        seconds = sum(run.metrics["train/seconds"] for run in found) / seeds
+        print(f"{log:10} {reader[-1]:20} {name:24} recall@20 {mean:.4f}  train {seconds:.1f} s", flush=True)
+    warm = runs[0].manifest["evaluation"]["warm_queries"]
+    table = compare(runs, METRICS, baseline="iALS", names=names)
+    return table.with_columns(log=pl.lit(log), split=pl.lit(reader[-1]), warm_test_users=pl.lit(warm))
+
+
 def markdown(tables: list[pl.DataFrame]) -> str:
     """One table a log and split: mean over seeds, 95% interval, paired difference to iALS."""
     lines = ["# Real logs, defaults untouched", ""]
     for table in tables:
         head = table.row(0, named=True)
         lines += [
-            f"## {head['log']}, split={head['split']}: {head['warm_test_users']} warm users, {head['seeds']} seeds",
+            f"## {head['log']}, {head['split']}: {head['warm_test_users']} warm users, {head['seeds']} seeds",
             "",
             "| model | " + " | ".join(f"{metric} | − iALS" for metric in METRICS) + " |",
             "|---" * (1 + 2 * len(METRICS)) + "|",
