@@ -246,6 +246,6 @@ def test_overfits_one_batch(name: str, model: Retriever) -> None:
     queries = Queries(
         WORLD.user_idx, WORLD.user_key, pairs, pairs, WORLD.num_cold_relevant, WORLD.warm, WORLD.candidates
     )
-    small = build(name, batch_size=len(pairs), max_epochs=150)
+    small = build(name, batch_size=len(pairs), max_epochs=150, weight_decay=0.0)
     train(small, training_set(queries))
     assert recall(small.scorer_with_fallback(), queries, mask_history=False) > 0.95
