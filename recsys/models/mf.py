@@ -1,11 +1,12 @@
 """Matrix factorisation trained by gradient, with softmax, pairwise and pointwise losses.
 
 Shapes in names: U users, I items, B positives of a step, N negatives, M item rows of a step, S optimiser
-steps of a chunk, D embedding dim, W width of a table row (D, and one column more with biases).
+steps of a chunk, D embedding dim, W width of a table row (D, and two columns more with biases).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -90,39 +91,34 @@ class MatrixFactorization(Retriever):
         self.normalize, self.temperature = normalize, temperature
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.batch_size, self.max_epochs = batch_size, max_epochs
-        width = embedding_dim + biases  # a bias is the last column of its row
+        width = embedding_dim + 2 * biases
         self.user_table = torch.nn.Parameter(init_std * torch.randn(schema.num_users, width))
         self.item_table = torch.nn.Parameter(init_std * torch.randn(schema.num_items, width))
+        # With biases a user's row is [vector, own bias, 1] and an item's is [vector, 1, own bias]: their inner
+        # product is the score, and the ones get no gradient.
+        self.user_one, self.item_one = embedding_dim + 1, embedding_dim
         with torch.no_grad():
-            for table in (self.user_table, self.item_table):
+            for table, one in ((self.user_table, self.user_one), (self.item_table, self.item_one)):
                 table[:NUM_RESERVED] = 0
                 table[:, embedding_dim:] = 0
+                table[:, one : one + biases] = 1
 
     # Scores
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """[B, D], or [B, D + 2] with biases: the user's own bias, and a one that meets the item's."""
-        return self._user_vectors(self.user_table[batch["user_idx"]])
+        return self._vectors(self.user_table[batch["user_idx"]])
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
         """[N, D], or [N, D + 2] with biases."""
-        return self._item_vectors(self.item_table[item_idx])
+        return self._vectors(self.item_table[item_idx])
 
-    def _user_vectors(self, row_BW: Tensor) -> Tensor:
-        if not (self.normalize or self.biases):
-            return row_BW
-        x_BD, bias_B1 = row_BW.split([self.embedding_dim, int(self.biases)], dim=1)
-        if self.normalize:
-            x_BD = F.normalize(x_BD, dim=1) / self.temperature
-        return torch.cat([x_BD, bias_B1, torch.ones_like(bias_B1)], 1) if self.biases else x_BD
-
-    def _item_vectors(self, row_NW: Tensor) -> Tensor:
-        if not (self.normalize or self.biases):
+    def _vectors(self, row_NW: Tensor) -> Tensor:
+        """What the inner product is taken of: the rows, with `normalize` at length 1 / sqrt(temperature)."""
+        if not self.normalize:
             return row_NW
-        y_ND, bias_N1 = row_NW.split([self.embedding_dim, int(self.biases)], dim=1)
-        if self.normalize:
-            y_ND = F.normalize(y_ND, dim=1)
-        return torch.cat([y_ND, torch.ones_like(bias_N1), bias_N1], 1) if self.biases else y_ND
+        vector_ND, rest = row_NW.tensor_split([self.embedding_dim], dim=1)
+        return torch.cat([F.normalize(vector_ND, dim=1) / math.sqrt(self.temperature), rest], 1)
 
     # Training
 
@@ -186,25 +182,25 @@ class MatrixFactorization(Retriever):
         item_M = torch.cat([item_B, negative_N])
         user_BW = F.embedding(user_B, self.user_table.detach()).requires_grad_()
         item_MW = F.embedding(item_M, self.item_table.detach()).requires_grad_()
-        x_BD, y_MD = self._user_vectors(user_BW), self._item_vectors(item_MW)
+        x_BW, y_MW = self._vectors(user_BW), self._vectors(item_MW)
         if self.loss == "softmax":
-            loss_B = self._softmax(x_BD, y_MD, item_B, negative_N)
+            loss_B = self._softmax(x_BW, y_MW, item_B, negative_N)
             gradients = torch.autograd.grad(loss_B.sum(), [user_BW, item_MW])
         else:
-            loss_B, by_x_BD, by_y_MD = self._pairwise(x_BD.detach(), y_MD.detach())
-            gradients = (by_x_BD, by_y_MD)
-            if x_BD is not user_BW:
-                gradients = torch.autograd.grad([x_BD, y_MD], [user_BW, item_MW], gradients)
+            loss_B, by_x_BW, by_y_MW = self._pairwise(x_BW.detach(), y_MW.detach())
+            gradients = (by_x_BW, by_y_MW)
+            if self.normalize:
+                gradients = torch.autograd.grad([x_BW, y_MW], [user_BW, item_MW], gradients)
         touched = (
-            (self.user_table, self.user_decay_U, user_B, user_BW),
-            (self.item_table, self.item_decay_I, item_M, item_MW),
+            (self.user_table, self.user_decay_U, user_B, user_BW, self.user_one),
+            (self.item_table, self.item_decay_I, item_M, item_MW, self.item_one),
         )
-        for (table, decay, row, values), gradient in zip(touched, gradients, strict=True):
+        D = self.embedding_dim
+        for (table, decay, row, values, one), gradient in zip(touched, gradients, strict=True):
+            gradient[:, one : one + self.biases] = 0
             # Of the positives alone, so that what a row pays does not depend on the batch or the draws.
-            decay_B = decay[row[: len(user_B)]]
-            gradient[: len(user_B), : self.embedding_dim].addcmul_(
-                decay_B[:, None], values.detach()[: len(user_B), : self.embedding_dim]
-            )
+            positive = row[: len(user_B)]
+            gradient[: len(user_B), :D].addcmul_(decay[positive, None], values.detach()[: len(user_B), :D])
             table.grad = torch.sparse_coo_tensor(row[None], gradient, table.shape, check_invariants=False)
         return loss_B.detach().mean()
 
@@ -219,28 +215,28 @@ class MatrixFactorization(Retriever):
             return draws.draw_uniform(size, self.schema.num_items, generator)
         return draws.draw_by(self.cdf_I, size, generator)
 
-    def _softmax(self, x_BD: Tensor, y_MD: Tensor, item_B: Tensor, negative_N: Tensor) -> Tensor:
-        """loss_B. y_MD: the positives' vectors, then those of the negatives."""
-        y_BD, negative_ND = y_MD.tensor_split([len(item_B)])
+    def _softmax(self, x_BW: Tensor, y_MW: Tensor, item_B: Tensor, negative_N: Tensor) -> Tensor:
+        """loss_B. y_MW: the positives' vectors, then those of the negatives."""
+        y_BW, negative_NW = y_MW.tensor_split([len(item_B)])
         if self.negatives == "in_batch":
-            return losses.in_batch_softmax(x_BD @ y_BD.T, item_B, self.log_q_I[item_B])
+            return losses.in_batch_softmax(x_BW @ y_BW.T, item_B, self.log_q_I[item_B])
         if self.negatives == "all":
-            return losses.full_softmax(x_BD @ negative_ND.T, item_B - NUM_RESERVED)
+            return losses.full_softmax(x_BW @ negative_NW.T, item_B - NUM_RESERVED)
         hit_BN = item_B[:, None] == negative_N
         log_q_N = self.log_q_I[negative_N]
-        return losses.sampled_softmax((x_BD * y_BD).sum(1), x_BD @ negative_ND.T, log_q_N, hit_BN)
+        return losses.sampled_softmax((x_BW * y_BW).sum(1), x_BW @ negative_NW.T, log_q_N, hit_BN)
 
-    def _pairwise(self, x_BD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairwise(self, x_BW: Tensor, y_MW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """loss_B and its gradients by x and y. Only the logits go through autograd: the products around
         them are written out, which halves the time of a step."""
-        y_BD, negative_BND = y_MD[: len(x_BD)], y_MD[len(x_BD) :].view(len(x_BD), self.num_negatives, -1)
-        positive_B = torch.linalg.vecdot(x_BD, y_BD).requires_grad_()
-        negative_BN = torch.linalg.vecdot(x_BD[:, None], negative_BND).requires_grad_()
+        y_BW, negative_BNW = y_MW[: len(x_BW)], y_MW[len(x_BW) :].view(len(x_BW), self.num_negatives, -1)
+        positive_B = torch.linalg.vecdot(x_BW, y_BW).requires_grad_()
+        negative_BN = torch.linalg.vecdot(x_BW[:, None], negative_BNW).requires_grad_()
         loss_B = (losses.bpr if self.loss == "bpr" else losses.bce)(positive_B, negative_BN)
         by_positive_B, by_negative_BN = torch.autograd.grad(loss_B.sum(), [positive_B, negative_BN])
-        by_x_BD = torch.einsum("bn,bnd->bd", by_negative_BN, negative_BND)
-        by_x_BD.addcmul_(by_positive_B[:, None], y_BD)
-        by_y_MD = torch.empty_like(y_MD)
-        torch.mul(by_positive_B[:, None], x_BD, out=by_y_MD[: len(x_BD)])
-        torch.mul(by_negative_BN[:, :, None], x_BD[:, None], out=by_y_MD[len(x_BD) :].view_as(negative_BND))
-        return loss_B, by_x_BD, by_y_MD
+        by_x_BW = torch.einsum("bn,bnw->bw", by_negative_BN, negative_BNW)
+        by_x_BW.addcmul_(by_positive_B[:, None], y_BW)
+        by_y_MW = torch.empty_like(y_MW)
+        torch.mul(by_positive_B[:, None], x_BW, out=by_y_MW[: len(x_BW)])
+        torch.mul(by_negative_BN[:, :, None], x_BW[:, None], out=by_y_MW[len(x_BW) :].view_as(negative_BNW))
+        return loss_B, by_x_BW, by_y_MW

@@ -110,10 +110,12 @@ def test_sgd_learns(planted):
 def test_scores_are_the_stated_formula(planted, normalize, biases):
     model = make(planted, normalize=normalize, biases=biases, temperature=0.3)
     with torch.no_grad():
-        model.user_table.normal_()
-        model.item_table.normal_()
+        model.user_table[:, :8].normal_()
+        model.item_table[:, :8].normal_()
+        model.user_table[:, 8:9].normal_()
+        model.item_table[:, 9:].normal_()
     x, y = model.user_table.detach().double().numpy(), model.item_table.detach().double().numpy()
-    bx, by = (x[:, 8], y[:, 8]) if biases else (np.zeros(len(x)), np.zeros(len(y)))
+    bx, by = (x[:, 8], y[:, 9]) if biases else (np.zeros(len(x)), np.zeros(len(y)))
     x, y = x[:, :8], y[:, :8]
     if normalize:
         x = x / np.linalg.norm(x, axis=1, keepdims=True) / 0.3
@@ -144,6 +146,8 @@ def test_gradients_are_those_of_the_dense_loss(planted, loss, negatives, biases)
     penalty = (squares_B[0] + squares_B[1]).sum()
     penalized = total + 0.3 / 2 * penalty
     dense = torch.autograd.grad(penalized, [model.user_table, model.item_table])
+    if biases:
+        dense[0][:, 9] = dense[1][:, 8] = 0  # the ones that meet the other side's bias stay ones
     for got, expected in zip(sparse, dense, strict=True):
         torch.testing.assert_close(got, expected)
 
@@ -252,11 +256,13 @@ def test_the_learning_rate_falls_to_zero(planted):
     assert model.lr_at(steps) == model.lr_at(steps + 7) == 0
 
 
-def test_reserved_rows_stay_zero(planted):
-    model = make(planted, biases=True, max_epochs=2, negatives="all")
+def test_reserved_rows_stay_zero_and_ones_stay_ones(planted):
+    model = make(planted, max_epochs=2, negatives="all")
     fit(model, planted)
-    assert not model.user_table[:NUM_RESERVED].any()
-    assert not model.item_table[:NUM_RESERVED].any()
+    assert not model.user_table[:NUM_RESERVED, :9].any()
+    assert not model.item_table[:NUM_RESERVED, [*range(8), 9]].any()
+    assert (model.user_table[:, 9] == 1).all()
+    assert (model.item_table[:, 8] == 1).all()
 
 
 @pytest.mark.parametrize(
