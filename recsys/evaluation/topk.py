@@ -1,7 +1,7 @@
 """Exact top-K of rows of scores, ties in an order that belongs to the user.
 
-The K best of a row lie in the K chunks of highest maximum: one pass over the scores takes the maximum of
-every chunk, then only K chunks are looked at.
+The K best of a row lie in the K chunks of highest maximum: one pass over the scores takes the maximum of every
+chunk, the K best maxima are found in the same way, and then only K chunks are looked at.
 
 "Exact" means the order of the scores as they are given, bit by bit: nothing is rounded here. A float32 scorer
 may itself swap two items whose float64 scores differ by less than its rounding error, for an inner product
@@ -95,23 +95,23 @@ def best(scores_BI: Tensor, k: int, user_key: Tensor, seed: int) -> tuple[Tensor
 def _largest(scores_BI: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The n largest of each row: the values are exact, of equal ones it returns any. n <= I.
 
-    The items are cut so that maxima are taken over whole vectors: where the scores of an item lie side by
-    side chunk c holds the items c * width, c * width + 1, …, where those of a user do c, c + C, c + 2C, …
+    The n largest lie in the n chunks of largest maximum, which are found in the same way, level by level, until
+    few are left. Chunks are cut so that maxima are taken over whole vectors: where the scores of an item lie side
+    by side chunk c holds the items c * width, c * width + 1, …, where those of a user do c, c + C, c + 2C, …
     """
     num_rows, num_items = scores_BI.shape
-    width = max(8, min(64, 2 ** round(math.log2(math.sqrt(num_items / n)))))
+    width = 16 if num_items >= 512 * n else 8
     num_chunks = num_items // width
-    if num_chunks < 2 * n:
-        values, item_idx = scores_BI.topk(n, dim=1)
-        return values, item_idx
+    if num_chunks < 4 * n:
+        return scores_BI.contiguous().topk(n, dim=1)
     whole = num_chunks * width
     if scores_BI.T.is_contiguous():
-        maxima_BC = scores_BI.T[:whole].view(num_chunks, width, num_rows).amax(1).T.contiguous()
+        maxima_BC = scores_BI.T[:whole].view(num_chunks, width, num_rows).amax(1).T
         first, step = width, 1
     else:
         maxima_BC = scores_BI[:, :whole].unflatten(1, (width, num_chunks)).amax(1)
         first, step = 1, num_chunks
-    chunk = maxima_BC.topk(n, dim=1, sorted=False).indices
+    _, chunk = _largest(maxima_BC, n)
     within = torch.arange(width, device=scores_BI.device) * step
     item_idx = (chunk[:, :, None] * first + within).view(num_rows, -1)
     rest = torch.arange(whole, num_items, device=scores_BI.device).expand(num_rows, -1)
