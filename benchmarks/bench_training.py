@@ -1,6 +1,6 @@
 """Training speed beside the peers' and beside a plain PyTorch loop, on two threads.
 
-    python benchmarks/bench_training.py [--repeats 3] [--epochs 2] [--out FILE]
+    python benchmarks/bench_training.py [--repeats 5] [--epochs 1] [--parts als mf] [--out FILE]
 
 als: seconds of iALS to implicit's loss at equal dimension (training_als.py).
 mf: matrix factorisation through Lightning against the same steps in a plain loop, and BPR samples/s
@@ -16,7 +16,6 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NU
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as implicit advises; torch brings its own BLAS
 
 import argparse
-import importlib.util
 import json
 import logging
 import sys
@@ -24,6 +23,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import training_als
 import training_mf
 
 from recsys import backend
@@ -33,8 +33,9 @@ THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2, help="of each timed fit")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=1, help="of each timed fit")
+    parser.add_argument("--parts", nargs="+", choices=["als", "mf"], default=["als", "mf"])
     parser.add_argument("--out", type=Path, help="where the JSON is written as well")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -50,11 +51,10 @@ def main() -> None:
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load_before": os.getloadavg()[0],
     }
-    if importlib.util.find_spec("training_als"):
-        import training_als
-
+    if "als" in arguments.parts:
         result["als"] = training_als.bench()
-    result["mf"] = training_mf.bench(arguments.repeats, arguments.epochs, THREADS)
+    if "mf" in arguments.parts:
+        result["mf"] = training_mf.bench(arguments.repeats, arguments.epochs, THREADS)
     line = json.dumps(result)
     if arguments.out:
         beside = arguments.out.with_name(arguments.out.name + ".part")
