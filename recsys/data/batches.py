@@ -77,9 +77,7 @@ class PairBatches:
         for number in range(start, len(self)):
             first = number * self.steps_per_chunk
             # Behind the full batches comes at most one chunk: the rest, as a single step.
-            first, last = (
-                (first, min(first + self.steps_per_chunk, full)) if first < full else (full, full + 1)
-            )
+            first, last = (first, min(first + self.steps_per_chunk, full)) if first < full else (full, full + 1)
             pairs = order_Z[first * self.batch_size : last * self.batch_size]
             yield {
                 "user_idx": self.user_idx[pairs].view(last - first, -1),
