@@ -16,7 +16,7 @@ class RowAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row (Duchi et al. 2011; row-wise as in Gupta et al. 2014, DLRM).
 
     Takes sparse gradients [R, D] and does not merge repeated rows: each entry adds its mean square to
-    the row's accumulator, then all entries are applied with the accumulators as they then stand. That
+    the row's accumulator, then all entries are applied (and scaled in place) as the accumulators then stand. That
     spares the sort of `coalesce`, and the memory is one float a row.
     """
 
@@ -41,5 +41,5 @@ class RowAdagrad(torch.optim.Optimizer):
                 square_n = torch.linalg.vecdot(gradient_nD, gradient_nD) / gradient_nD.shape[1]
                 state["square"].index_add_(0, row_n, square_n)
                 rate_n = state["square"][row_n].add_(group["eps"]).rsqrt_().mul_(-group["lr"])
-                table_RD.index_add_(0, row_n, gradient_nD * rate_n[:, None])
+                table_RD.index_add_(0, row_n, gradient_nD.mul_(rate_n[:, None]))
         return loss
