@@ -19,7 +19,7 @@ import polars as pl
 import torch
 
 from recsys import tracking
-from recsys.compare import compare
+from recsys.comparison import compare
 from recsys.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recsys.compare import compare
+    from recsys.comparison import compare
     from recsys.notebook import plot_curves, plot_metrics, train
     from recsys.run import Run
     from recsys.run import Run as load
@@ -24,7 +24,7 @@ __all__ = ["Run", "compare", "load", "plot_curves", "plot_metrics", "train"]
 
 _HOMES = {
     "Run": ("recsys.run", "Run"),
-    "compare": ("recsys.compare", "compare"),
+    "compare": ("recsys.comparison", "compare"),
     "load": ("recsys.run", "Run"),
     "plot_curves": ("recsys.notebook", "plot_curves"),
     "plot_metrics": ("recsys.notebook", "plot_metrics"),

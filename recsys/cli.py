@@ -251,7 +251,7 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _show_comparison(runs: list[Run]) -> None:
-    from recsys.compare import compare
+    from recsys.comparison import compare
 
     frame = compare(runs)
     frame = frame.select(column for column in frame if column.null_count() < frame.height)

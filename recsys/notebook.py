@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from recsys import config
-from recsys.compare import compare, labels
+from recsys.comparison import compare, labels
 from recsys.run import Run
 from recsys.training import train as train_config
 

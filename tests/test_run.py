@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import recsys
-from recsys.compare import compare, labels
+from recsys.comparison import compare, labels
 from recsys.run import read_user_ids
 from recsys.training import evaluate
 
@@ -157,3 +157,8 @@ def test_user_ids_from_files_and_lists(tmp_path: Path) -> None:
     pl.DataFrame({"usr": [1], "x": [0]}).write_csv(tmp_path / "d.csv")
     with pytest.raises(ValueError, match=r"d\.csv has no column user_id"):
         read_user_ids(str(tmp_path / "d.csv"), pl.Int64())
+
+
+def test_public_names_are_what_they_say_after_every_module_is_loaded() -> None:
+    for name in recsys.__all__:
+        assert callable(getattr(recsys, name)), name
