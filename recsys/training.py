@@ -68,6 +68,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
 
     tracking.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
     logger = config.build(cfg.logger, run_dir=run_dir)
+    logger.log_hyperparams(config.flat(cfg))
     watch = Watch(
         run_dir,
         model,
@@ -82,7 +83,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         if isinstance(model, Solver):
             model.fit(module.train.to(device), watch.report)
         else:
-            _fit_by_gradient(cfg, model, module, watch, logger, seed)
+            _fit_by_gradient(cfg, model, module, watch, seed)
     samples = watch.samples or watch.epochs_here * len(module.train)
     logger.finalize("success")
     model.to(device).eval()
@@ -185,7 +186,7 @@ def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate
     return validate
 
 
-def _fit_by_gradient(cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, logger: Any, seed: int) -> None:
+def _fit_by_gradient(cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, seed: int) -> None:
     """Train with Lightning on resident batches."""
     source = getattr(batches, model.batches)(
         data.train, batch_size=model.batch_size, seed=seed, device=backend.device(cfg.trainer.accelerator)
@@ -194,7 +195,7 @@ def _fit_by_gradient(cfg: DictConfig, model: Any, data: RecDataModule, watch: Wa
         cfg.trainer,
         devices=1,
         max_epochs=model.max_epochs - watch.epoch,
-        logger=logger,
+        logger=False,  # the watch logs, an epoch at a time, for all kinds of models alike
         callbacks=[_Lightning(watch, source, model.max_epochs)],
         enable_checkpointing=False,
         enable_progress_bar=False,

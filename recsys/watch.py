@@ -184,6 +184,7 @@ class Watch:
             "best": self.best,
         }
         tracking.write(self.run_dir / tracking.LAST, lambda path: torch.save(state, path))
+        self.logger.save()  # the learning curve up to here, or a resumed run would lack it
 
     def _load(self, path: Path) -> None:
         try:
