@@ -17,14 +17,6 @@ def version(package: str) -> str | None:
         return None
 
 
-def first_version(*packages: str) -> tuple[str, str] | None:
-    """The first of several distributions that is installed, with its version."""
-    for package in packages:
-        if found := version(package):
-            return package, found
-    return None
-
-
 def installed(module: str) -> bool:
     """Whether a module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None

@@ -179,7 +179,6 @@ class Watch:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "epoch": self.epoch,
             "chunk": self.chunk,
-            "seconds": self.seconds,
             "latest": self.latest,
             "best": self.best,
         }
