@@ -114,21 +114,22 @@ def tuned_product(model: Factors, queries: Queries):
     users, items = model.users_UD[queries.user_idx], model.items_ID
     num_users, sample = len(users), min(len(users), 1536)
     ways = {}
-    for size in (64, 96, 192, 384):
-        for items_first in (True, False):
-            buffer = torch.empty((len(items), size) if items_first else (size, len(items)))
+    for size, slab in itertools.product((64, 96, 192, 384), (0, 4096, len(items))):
+        buffer = torch.empty((len(items), size) if slab else (size, len(items)))
 
-            def product(size=size, items_first=items_first, buffer=buffer, stop=num_users):
-                for start in range(0, stop - size + 1, size):
-                    block = users[start : start + size]
-                    if items_first:
-                        torch.mm(items, block.T, out=buffer)
-                    else:
-                        torch.mm(block, items.T, out=buffer)
+        def product(size=size, slab=slab, buffer=buffer, stop=num_users):
+            for start in range(0, stop - size + 1, size):
+                block = users[start : start + size]
+                if not slab:
+                    torch.mm(block, items.T, out=buffer)
+                    continue
+                for first in range(0, len(items), slab):
+                    torch.mm(items[first : first + slab], block.T, out=buffer[first : first + slab])
 
-            product(stop=size)
-            taken = min(seconds(partial(product, stop=sample)) for _ in range(2))
-            ways[f"{size} users, {'items' if items_first else 'users'} first"] = taken, product
+        product(stop=size)
+        taken = min(seconds(partial(product, stop=sample)) for _ in range(2))
+        orientation = f"items first, {slab} at a time" if slab else "users first"
+        ways[f"{size} users, {orientation}"] = taken, product
     name = min(ways, key=lambda name: ways[name][0])
     return name, ways[name][1]
 

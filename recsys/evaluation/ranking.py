@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
 # By device type, the latter for accelerators.
-_PART = {"cpu": 512}, 8192  # queries that are measured together: sums do not depend on memory or threads
+_PART = {"cpu": 1024}, 8192  # queries that are measured together: sums do not depend on memory or threads
 _BLOCK_BYTES = {"cpu": 2**24}, 2**30  # largest useful block of scores: beyond it a CPU's cache misses
 _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's temporaries and ours
 

@@ -18,6 +18,8 @@ from recsys.schema import Interactions, Schema, UserBatch
 # It may raise to stop the fit; the model is then in the state that `done` steps leave.
 Report = Callable[[int, int, dict[str, float]], None]
 
+_SLAB = 4096  # items multiplied at a time on a CPU
+
 
 def no_report(done: int, total: int, measured: dict[str, float]) -> None:
     """The default: tell nobody."""
@@ -74,14 +76,23 @@ class Retriever(pl.LightningModule):
         return self.scorer()(batch)
 
     def scorer(self) -> Callable[[UserBatch], Tensor]:
-        """`score` with all that does not depend on the user computed once."""
+        """`score` with all that does not depend on the user computed once. Scores carry no gradient."""
         if not self.factored:
             return self.score
-        items_ID = self.encode_items(torch.arange(self.schema.num_items, device=self.device))
+        with torch.no_grad():
+            items_ID = self.encode_items(torch.arange(self.schema.num_items, device=self.device))
 
+        @torch.no_grad()
         def inner_product(batch: UserBatch) -> Tensor:
-            # Items first: a product of many rows and few columns is up to twice as fast on a CPU.
-            return (items_ID @ self.encode_users(batch).T).T
+            # Items first: a product of many rows and few columns is up to twice as fast on a CPU, and a fifth
+            # faster again by slabs of items that stay in its cache.
+            users_DB = self.encode_users(batch).T
+            if users_DB.is_cuda:
+                return (items_ID @ users_DB).T
+            scores_IB = items_ID.new_empty(len(items_ID), users_DB.shape[1])
+            for items_ND, scores_NB in zip(items_ID.split(_SLAB), scores_IB.split(_SLAB), strict=True):
+                torch.mm(items_ND, users_DB, out=scores_NB)
+            return scores_IB.T
 
         return inner_product
 

@@ -35,11 +35,16 @@ class RowAdagrad(torch.optim.Optimizer):
                 if table_RD.grad is None:
                     continue
                 row_n, gradient_nD = table_RD.grad._indices()[0], table_RD.grad._values()
-                state = self.state[table_RD]
-                if not state:
-                    state["square"] = torch.zeros(len(table_RD), device=table_RD.device)
-                square_n = torch.linalg.vecdot(gradient_nD, gradient_nD) / gradient_nD.shape[1]
-                state["square"].index_add_(0, row_n, square_n)
-                rate_n = state["square"][row_n].add_(group["eps"]).rsqrt_().mul_(-group["lr"])
+                accumulated_R = self.square(table_RD)
+                square_n = torch.linalg.vector_norm(gradient_nD, dim=1).square_().div_(gradient_nD.shape[1])
+                accumulated_R.index_add_(0, row_n, square_n)
+                rate_n = accumulated_R.index_select(0, row_n).add_(group["eps"]).rsqrt_().mul_(-group["lr"])
                 table_RD.index_add_(0, row_n, gradient_nD.mul_(rate_n[:, None]))
         return loss
+
+    def square(self, table_RD: Tensor) -> Tensor:
+        """The accumulator of each row of a table, float32 [R]."""
+        state = self.state[table_RD]
+        if not state:
+            state["square"] = torch.zeros(len(table_RD), device=table_RD.device)
+        return state["square"]

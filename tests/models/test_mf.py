@@ -132,7 +132,7 @@ def test_gradients_are_those_of_the_dense_loss(planted, loss, negatives, biases)
     model = make(planted, loss=loss, negatives=negatives, biases=biases, weight_decay=0.3, prior_count=5).double()
     chunk = next(PairBatches(planted, 20, seed=0).chunks(0))
     user, item = chunk["user_idx"][0], chunk["item_idx"][0]
-    mean = model.compute_gradients(user, item, seed=5, step=6)
+    mean = model.compute_gradients(user, model._with_negatives(item, 5, 6))
     sparse = [table.grad.to_dense() for table in (model.user_table, model.item_table)]
     total = dense_loss(model, user, item, seed=5, step=6)
     assert mean.item() == pytest.approx(total.item() / 20)
@@ -199,17 +199,17 @@ def weights(model):
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "adam", "sgd"])
-@pytest.mark.parametrize("negatives", ["uniform", "in_batch"])
-def test_resuming_at_any_chunk_is_exact(planted, optimizer, negatives):
+@pytest.mark.parametrize(("loss", "negatives"), [("softmax", "uniform"), ("softmax", "in_batch"), ("bpr", "uniform")])
+def test_resuming_at_any_chunk_is_exact(planted, optimizer, loss, negatives):
     """Weights and optimiser state stored after n chunks, then a new model: the same bits at the end."""
-    arguments = {"optimizer": optimizer, "negatives": negatives, "max_epochs": 3, "lr": 0.05}
+    arguments = {"optimizer": optimizer, "loss": loss, "negatives": negatives, "max_epochs": 3, "lr": 0.05}
     batches = PairBatches(planted, 50, seed=7, steps_per_chunk=3)
     chunks = [chunk for epoch in range(3) for chunk in batches.chunks(epoch)]
     model = make(planted, **arguments)
     state, stored = model.configure_optimizers(), []
     for chunk in chunks:
         stored.append(copy_of(model, state))
-        model.train_steps(chunk, state, 0, len(chunk["user_idx"]))
+        model.train_steps(chunk, state)
     for stop in (1, 3, 4, len(chunks) - 1):
         again = make(planted, seed=99, **arguments)
         optimizer_again = again.configure_optimizers()
@@ -217,7 +217,7 @@ def test_resuming_at_any_chunk_is_exact(planted, optimizer, negatives):
         optimizer_again.load_state_dict(stored[stop][1])
         torch.manual_seed(1234)  # the global generator must not matter
         for chunk in itertools.islice(resumed(batches, stop), len(chunks)):
-            again.train_steps(chunk, optimizer_again, 0, len(chunk["user_idx"]))
+            again.train_steps(chunk, optimizer_again)
         assert torch.equal(weights(model), weights(again))
 
 
@@ -234,16 +234,36 @@ def resumed(batches, done):
         yield from batches.chunks(epoch, start if epoch == first else 0)
 
 
-def test_lightning_and_the_plain_loop_are_equal_and_seeds_differ(planted):
-    through_lightning = make(planted, max_epochs=4)
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("num_negatives", [1, 3])
+@pytest.mark.parametrize("loss", ["bpr", "bce"])
+def test_the_compiled_step_is_that_of_the_losses_and_the_optimizer(planted, loss, num_negatives, biases):
+    arguments = {"loss": loss, "num_negatives": num_negatives, "biases": biases, "weight_decay": 0.1}
+    compiled, plain = make(planted, **arguments), make(planted, **arguments)
+    plain._kernel = lambda: None
+    chunks = list(PairBatches(planted, 50, seed=7).chunks(0))
+    found = []
+    for model in (compiled, plain):
+        optimizer = model.configure_optimizers()
+        found.append(sum(model.train_steps(chunk, optimizer) for chunk in chunks))
+        found.append(optimizer.square(model.item_table))
+    assert compiled._kernel() is not None
+    torch.testing.assert_close(found[0], found[2], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[1], found[3], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_lightning_and_the_plain_loop_are_equal_and_seeds_differ(planted, loss):
+    through_lightning = make(planted, max_epochs=4, loss=loss)
     fit(through_lightning, planted, seed=2)
-    plain = make(planted, max_epochs=4)
+    plain = make(planted, max_epochs=4, loss=loss)
     batches, optimizer = PairBatches(planted, 50, seed=2, steps_per_chunk=3), plain.configure_optimizers()
     for epoch in range(4):
         for chunk in batches.chunks(epoch):
-            plain.train_steps(chunk, optimizer, 0, len(chunk["user_idx"]))
+            plain.train_steps(chunk, optimizer)
     assert torch.equal(weights(through_lightning), weights(plain))
-    other = make(planted, max_epochs=4)
+    other = make(planted, max_epochs=4, loss=loss)
     fit(other, planted, seed=3)
     assert not torch.equal(weights(other), weights(plain))
 
