@@ -46,6 +46,7 @@ def bench(repeats: int = 5, epochs: int = 1, threads: int = 2) -> dict[str, Any]
         loop(1)  # compilation, first pages
     for _ in range(repeats):
         for name, loop in loops.items():
+            torch.set_num_threads(threads)  # LensKit takes one, and leaves it at that
             seconds[name].append(loop(epochs))
     rate = {name: epochs * len(interactions) / statistics.median(values) for name, values in seconds.items()}
     bpr = rate["bpr/lightning"]
