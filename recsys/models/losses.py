@@ -22,20 +22,6 @@ def bce(positive_B: Tensor, negative_BN: Tensor) -> Tensor:
     return F.softplus(-positive_B) + F.softplus(negative_BN).sum(1)
 
 
-def bpr_slopes(positive_B: Tensor, negative_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives of `bpr` by the two logits, [B] and [B, N]."""
-    slope_BN = torch.sigmoid(negative_BN - positive_B[:, None]) / negative_BN.shape[1]
-    return -slope_BN.sum(1), slope_BN
-
-
-def bce_slopes(positive_B: Tensor, negative_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives of `bce` by the two logits, [B] and [B, N]."""
-    return -torch.sigmoid(-positive_B), torch.sigmoid(negative_BN)
-
-
-PAIRWISE = {"bpr": (bpr, bpr_slopes), "bce": (bce, bce_slopes)}
-
-
 def full_softmax(logits_BI: Tensor, target_B: Tensor) -> Tensor:
     """-log softmax(logits)[target] over every column. target_B: int64 columns of the positives."""
     return F.cross_entropy(logits_BI, target_B, reduction="none")

@@ -187,7 +187,7 @@ class MatrixFactorization(Retriever):
 
     def _kernel(self) -> Any:
         """The compiled step of `pairwise`, or None where there is none for these settings."""
-        if self.loss not in losses.PAIRWISE or self.normalize or self.optimizer != "adagrad":
+        if self.loss == "softmax" or self.normalize or self.optimizer != "adagrad":
             return None
         if self.device.type != "cpu" or self.user_table.dtype != torch.float32:
             return None
@@ -203,63 +203,28 @@ class MatrixFactorization(Retriever):
 
     def compute_gradients(self, user_B: Tensor, item_M: Tensor) -> Tensor:
         """Leave sparse gradients of the summed loss in both tables; returns the mean loss."""
-        by_autograd = self.loss == "softmax" or self.normalize
-        gradients = self._differentiated if by_autograd else self._written_out
-        loss_B, by_user_BW, by_item_MW = gradients(user_B, item_M)
-        for table, row, gradient in ((self.user_table, user_B, by_user_BW), (self.item_table, item_M, by_item_MW)):
-            table.grad = torch.sparse_coo_tensor(row[None], gradient, table.shape, check_invariants=False)
-        return loss_B.mean()
-
-    def _differentiated(self, user_B: Tensor, item_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """loss_B and the gradients of its sum by the rows of users and items, by autograd."""
+        B, D = len(user_B), self.embedding_dim
         user_BW = F.embedding(user_B, self.user_table.detach()).requires_grad_()
         item_MW = F.embedding(item_M, self.item_table.detach()).requires_grad_()
         x_BW, y_MW = self._vectors(user_BW), self._vectors(item_MW)
         if self.loss == "softmax":
-            loss_B = self._softmax(x_BW, y_MW, *item_M.tensor_split([len(user_B)]))
+            loss_B = self._softmax(x_BW, y_MW, *item_M.tensor_split([B]))
         else:
-            y_BW, negative_BNW = y_MW[: len(user_B)], y_MW[len(user_B) :].view(len(user_B), self.num_negatives, -1)
-            loss_B = losses.PAIRWISE[self.loss][0]((x_BW * y_BW).sum(1), (x_BW[:, None] * negative_BNW).sum(2))
-        by_user_BW, by_item_MW = torch.autograd.grad(loss_B.sum(), [user_BW, item_MW])
-        self._finish(by_user_BW, by_item_MW, user_B, item_M, user_BW.detach(), item_MW.detach())
-        return loss_B.detach(), by_user_BW, by_item_MW
-
-    def _written_out(self, user_B: Tensor, item_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for pairwise and pointwise losses of inner products, in half the time: without a graph."""
-        B, N = len(user_B), self.num_negatives
-        x_BW, y_BW = self.user_table.detach()[user_B], self.item_table.detach()[item_M[:B]]
-        z_NW = self.item_table.detach()[item_M[B:]]  # B * N rows
-        x_NW = x_BW if N == 1 else x_BW.repeat_interleave(N, 0)
-        loss, slopes = losses.PAIRWISE[self.loss]
-        logits = (x_BW * y_BW).sum(1), (x_NW * z_NW).sum(1).view(B, N)
-        by_positive_B, by_negative_BN = slopes(*logits)
-        by_user_BW = by_positive_B[:, None] * y_BW
-        for n in range(N):
-            by_user_BW.addcmul_(by_negative_BN[:, n, None], z_NW[n::N])
-        by_item_MW = torch.cat([by_positive_B[:, None] * x_BW, by_negative_BN.view(-1, 1) * x_NW])
-        self._finish(by_user_BW, by_item_MW, user_B, item_M, x_BW, y_BW)
-        return loss(*logits), by_user_BW, by_item_MW
-
-    def _finish(
-        self,
-        by_user_BW: Tensor,
-        by_item_MW: Tensor,
-        user_B: Tensor,
-        item_M: Tensor,
-        user_BW: Tensor,
-        item_MW: Tensor,
-    ) -> None:
-        """Add the weight decay to the gradients, and take it from the columns of ones. In place.
-
-        The decay is of the positives alone, so that what a row pays does not depend on the batch or the draws."""
-        B, D = len(user_B), self.embedding_dim
-        for gradient, decay, row, value, one in (
-            (by_user_BW, self.user_decay_U, user_B, user_BW, self.user_one),
-            (by_item_MW, self.item_decay_I, item_M, item_MW, self.item_one),
-        ):
+            positive_B = torch.linalg.vecdot(x_BW, y_MW[:B])
+            negative_BN = torch.linalg.vecdot(x_BW[:, None], y_MW[B:].view(B, self.num_negatives, -1))
+            loss_B = (losses.bpr if self.loss == "bpr" else losses.bce)(positive_B, negative_BN)
+        gradients = torch.autograd.grad(loss_B.sum(), [user_BW, item_MW])
+        touched = (
+            (self.user_table, self.user_decay_U, user_B, user_BW, self.user_one),
+            (self.item_table, self.item_decay_I, item_M, item_MW, self.item_one),
+        )
+        for (table, decay, row, values, one), gradient in zip(touched, gradients, strict=True):
             if self.biases:
                 gradient[:, one] = 0
-            gradient[:B, :D].addcmul_(decay[row[:B], None], value[:B, :D])
+            # Of the positives alone, so that what a row pays does not depend on the batch or the draws.
+            gradient[:B, :D].addcmul_(decay[row[:B], None], values.detach()[:B, :D])
+            table.grad = torch.sparse_coo_tensor(row[None], gradient, table.shape, check_invariants=False)
+        return loss_B.detach().mean()
 
     def _draw(self, item_B: Tensor, generator: torch.Generator) -> Tensor:
         """Negatives of a step: N of them shared (softmax), or N for each positive in turn, flat."""

@@ -1,8 +1,9 @@
 """Steps of bpr and bce with row-wise Adagrad on a CPU, compiled: what `mf` does otherwise with PyTorch operations.
 
 Those pass over the batch's vectors some twenty times, and memory is what they wait for; here a sample is read
-once. The arithmetic is that of `losses` and `RowAdagrad`, in the same order of updates: gradients of the whole
-batch first, then all accumulators, then all rows. Results do not depend on the number of threads.
+once, which makes a step several times as fast. The arithmetic is that of `losses` and `RowAdagrad`, in the same
+order: gradients of the whole batch, then all accumulators, then all rows. Results do not depend on the number of
+threads.
 
 Shapes in names: U users, I items, B positives, N negatives of each, M = B + B * N, W width of a row.
 """
