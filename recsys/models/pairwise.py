@@ -49,12 +49,15 @@ class PairwiseSteps:
         if not self.scratch or self.scratch[0].shape[0] < B:
             empty = [np.empty(shape, np.float32) for shape in ((B, W), (M, W), (B,), (M,), (B,))]
             self.scratch = tuple(empty)
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         arrays: list[Any] = [tensor.detach().numpy() for tensor in (*tables, *squares, *decays, user_B, item_M)]
         by_user_BW, by_item_MW, square_B, square_M, loss_B = self.scratch
         shape = self.is_bpr, self.num_negatives, self.embedding_dim
         _gradients(*arrays[:2], *arrays[4:], *shape, by_user_BW, by_item_MW, square_B, square_M, loss_B)
         _apply(*arrays[:4], *arrays[6:], by_user_BW, by_item_MW, square_B, square_M, np.float32(lr), np.float32(eps))
+        if torch.get_num_threads() != threads:  # Numba's first launch sets OpenMP's count, which PyTorch shares
+            torch.set_num_threads(threads)
         return float(loss_B[:B].mean(dtype=np.float64))
 
 

@@ -248,6 +248,7 @@ def test_the_compiled_step_is_that_of_the_losses_and_the_optimizer(planted, loss
         found.append(sum(model.train_steps(chunk, optimizer) for chunk in chunks))
         found.append(optimizer.square(model.item_table))
     assert compiled._kernel() is not None
+    assert torch.get_num_threads() == 1  # as conftest sets it
     torch.testing.assert_close(found[0], found[2], rtol=1e-5, atol=0)
     torch.testing.assert_close(found[1], found[3], rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-4, atol=1e-5)
