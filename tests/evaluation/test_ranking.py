@@ -1,4 +1,4 @@
-"""The evaluator against a naive float64 reference written with Python loops and integers."""
+"""The evaluator against a float64 reference of `naive`."""
 
 import math
 import subprocess
@@ -10,99 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import make_queries, reference, scorer_of
 
 from recsys.evaluation import evaluate, rank, top_k
 from recsys.evaluation.metrics import METRICS
 from recsys.schema import Interactions, Queries
-
-MASK = 2**64 - 1
-
-
-def mix64(z):
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
-
-
-def tie_hash(seed, user_key, item):
-    stream = mix64((user_key & MASK) ^ mix64((seed * 0x9E3779B97F4A7C15 + 1) & MASK))
-    return mix64((stream + mix64(item)) & MASK) & (2**63 - 1)
-
-
-def best_items(scores, k, seed, user_key, allowed):
-    """Item indices of the K best, -1 where there are fewer, in plain Python."""
-    items = [i for i in range(len(scores)) if allowed[i] and scores[i] > -math.inf]
-    items.sort(key=lambda i: (-float(scores[i]), tie_hash(seed, user_key, i)))
-    return (items + [-1] * k)[:k]
-
-
-def metrics_of(items, relevant, num_relevant, k):
-    """Every metric at one cut-off, written from the definitions."""
-    ranks = [rank + 1 for rank, item in enumerate(items[:k]) if item in relevant]
-    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, num_relevant) + 1))
-    return {
-        f"precision@{k}": len(ranks) / k,
-        f"recall@{k}": len(ranks) / num_relevant,
-        f"hit@{k}": float(len(ranks) > 0),
-        f"ndcg@{k}": sum(1 / math.log2(rank + 1) for rank in ranks) / ideal,
-        f"map@{k}": sum((n + 1) / rank for n, rank in enumerate(ranks)) / min(k, num_relevant),
-        f"mrr@{k}": 1 / ranks[0] if ranks else 0.0,
-    }
-
-
-def reference(scores, queries, ks, seed, mask_history=True):
-    """(metrics, warm metrics, per-user rows) of the whole evaluation, or None without any relevant item."""
-    users, warm_users = [], []
-    for row in range(len(queries)):
-        seen = set(queries.history.rows(row, row + 1).item_idx.tolist()) if mask_history else set()
-        allowed = [bool(ok) and i not in seen for i, ok in enumerate(queries.candidates)]
-        relevant = set(queries.relevant.rows(row, row + 1).item_idx.tolist()) - seen
-        key = int(queries.user_key[row])
-        items = best_items(scores[row], max(ks), seed, key, allowed)
-        num_relevant = len(relevant) + int(queries.num_cold_relevant[row])
-        for rows, size, counts in (
-            (users, num_relevant, True),
-            (warm_users, len(relevant), bool(queries.warm[row])),
-        ):
-            if size and counts:
-                rows.append({"user_key": key, "num_relevant": size})
-                for k in ks:
-                    rows[-1] |= metrics_of(items, relevant, size, k)
-
-    def mean(rows):
-        return {name: float(np.mean([r[name] for r in rows])) for name in rows[0] if "@" in name} if rows else {}
-
-    return mean(users), mean(warm_users), users
-
-
-def make_queries(rng, num_queries, num_items, *, history=4, relevant=4, cold=1, candidates=0.9):
-    """Random queries; history and relevant overlap, some users have neither."""
-
-    def pairs(mean):
-        count = rng.poisson(mean, num_queries)
-        row = np.repeat(np.arange(num_queries), count)
-        item = rng.integers(2, num_items, count.sum())
-        return Interactions.from_pairs(
-            torch.from_numpy(row), torch.from_numpy(item), num_rows=num_queries, num_items=num_items
-        )
-
-    known = torch.from_numpy(rng.random(num_items) < candidates)
-    known[:2] = False
-    known[2] = True
-    return Queries(
-        user_idx=torch.arange(2, num_queries + 2),
-        user_key=torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, num_queries)),
-        history=pairs(history),
-        relevant=pairs(relevant),
-        num_cold_relevant=torch.from_numpy(rng.poisson(cold, num_queries)),
-        warm=torch.from_numpy(rng.random(num_queries) < 0.7),
-        candidates=known,
-    )
-
-
-def scorer_of(scores):
-    """A scorer that looks users up: user_idx starts at 2."""
-    return lambda batch: scores[batch["user_idx"] - 2]
 
 
 @pytest.mark.filterwarnings("ignore:k=")
@@ -136,41 +48,6 @@ def test_evaluation_equals_the_reference(seed, num_queries, num_items, levels, k
     assert found.counts["cold_relevant"] == int(queries.num_cold_relevant.sum())
     for row, expected in zip(found.per_user.iter_rows(named=True), users, strict=True):
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("levels", [1, 3, 40, 10**9])
-@pytest.mark.parametrize("k", [1, 5, 20, 70])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
-@pytest.mark.parametrize("items_first", [False, True])
-def test_top_k_through_chunks_equals_the_reference(levels, k, dtype, items_first):
-    rng = np.random.default_rng(levels + k)
-    num_items = 5003
-    scores = torch.from_numpy(rng.integers(-levels, levels, (6, num_items)).clip(-60000, 60000)).to(dtype)
-    scores = scores.T.contiguous().T if items_first else scores
-    user_key = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, 6))
-    candidates = torch.from_numpy(rng.random(num_items) < 0.8)
-    before = scores.clone()
-    item_idx, values = top_k(scores, k, user_key=user_key, seed=7, candidates=candidates)
-    assert torch.equal(scores, before)
-    for row in range(0, 6, 2):
-        expected = best_items(scores[row].double(), k, 7, int(user_key[row]), candidates.tolist())
-        assert item_idx[row].tolist() == expected
-        assert torch.equal(values[row].double(), scores[row].double()[expected])
-
-
-def test_ties_across_the_last_chunk_are_found():
-    """More chunks share the K-th score than are looked at, and one item stands above."""
-    num_items, k = 4096, 8
-    scores = torch.zeros(3, num_items)
-    scores[:, 17::31] = 1.0
-    scores[:, 4000] = 2.0
-    user_key = torch.tensor([5, 6, 7])
-    item_idx, _ = top_k(scores, k, user_key=user_key, seed=1)
-    allowed = [i >= 2 for i in range(num_items)]
-    for row in range(3):
-        assert item_idx[row].tolist() == best_items(scores[row], k, 1, int(user_key[row]), allowed)
-    assert item_idx[0].tolist() != item_idx[1].tolist()
-    assert item_idx[:, 0].tolist() == [4000] * 3
 
 
 def test_history_reserved_and_non_candidates_are_never_recommended():
