@@ -18,6 +18,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
 import statistics
@@ -31,7 +32,7 @@ from scipy.sparse import csr_matrix
 
 from recsys.evaluation import evaluate
 from recsys.models.als import ALS
-from recsys.schema import NUM_RESERVED, Interactions, Queries, Schema
+from recsys.schema import NUM_RESERVED, Interactions, Queries, Schema, UserBatch
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 DIM, ITERATIONS, K = 64, 15, 20
@@ -203,7 +204,10 @@ def recall_of_implicit(train: Interactions, queries: Queries, seed: int, **kwarg
         )
         peer.fit(csr_matrix(train.to_scipy()), show_progress=False)
     users, items = torch.from_numpy(peer.user_factors), torch.from_numpy(peer.item_factors)
-    score = lambda batch: users[batch["user_idx"]] @ items.T  # noqa: E731
+
+    def score(batch: UserBatch) -> torch.Tensor:
+        return users[batch["user_idx"]] @ items.T
+
     return evaluate(score, queries, k=[K], num_replicates=0).metrics[f"recall@{K}"]
 
 
@@ -240,9 +244,7 @@ def quality(path: Path) -> dict[str, Any]:
 def bench(num_users: int = 30_000, num_items: int = 41_000, per_user: int = 27, repeats: int = 3) -> dict[str, Any]:
     """All figures; what lacks its peer or its data is None."""
     torch.set_num_threads(THREADS)
-    try:
-        import implicit  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("implicit") is None:
         return {"speed": None, "quality": None, "missing": "implicit"}
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     path = Path(os.environ.get("RECSYS_DATA", default)) / "ml-100k"

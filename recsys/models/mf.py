@@ -169,20 +169,20 @@ class MatrixFactorization(Retriever):
     def train_steps(self, chunk: dict[str, Any], optimizer: Any) -> Tensor:
         """The optimiser steps of a chunk; returns the sum of their mean losses, without a sync."""
         loss = torch.zeros((), device=chunk["user_idx"].device)
-        tables = self.user_table, self.item_table
         kernel = self._kernel()
+        if kernel is not None:
+            tables, decays = (self.user_table, self.item_table), (self.user_decay_U, self.item_decay_I)
+            squares, eps = tuple(map(optimizer.square, tables)), optimizer.param_groups[0]["eps"]
         for s, (user_B, item_B) in enumerate(zip(chunk["user_idx"], chunk["item_idx"], strict=True)):
             step = chunk["step"] + s
             item_M = self._with_negatives(item_B, chunk["seed"], step)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr_at(step)
             if kernel is not None:
-                squares = tuple(map(optimizer.square, tables))
-                rates = {name: optimizer.param_groups[0][name] for name in ("lr", "eps")}
-                loss += kernel(tables, squares, (self.user_decay_U, self.item_decay_I), user_B, item_M, **rates)
-                continue
-            loss += self.compute_gradients(user_B, item_M)
-            optimizer.step()
+                loss += kernel(tables, squares, decays, user_B, item_M, lr=self.lr_at(step), eps=eps)
+            else:
+                loss += self.compute_gradients(user_B, item_M)
+                optimizer.step()
         return loss
 
     def _kernel(self) -> Any:
