@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from recsys import tracking
+from recsys import atomic, tracking
 from recsys.comparison import compare
 from recsys.run import Run
 
@@ -69,8 +69,8 @@ def main() -> None:
     page = markdown(tables)
     print(page)
     if arguments.out:
-        tracking.write_json(arguments.out, result)
-        tracking.write_text(arguments.out.with_suffix(".md"), page)
+        atomic.write_json(arguments.out, result)
+        atomic.write_text(arguments.out.with_suffix(".md"), page)
     print(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-"""The command line: recsys train | evaluate | recommend | resume | compare | doctor.
+"""The command line: recsys train | evaluate | recommend | resume | compare | generate | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -21,6 +21,8 @@ recsys: a research lab for recommender systems
   recsys resume run=DIR                          go on with a run that was stopped
   recsys evaluate run=DIR [evaluation.k=[5,50]]  measure a finished run again
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
+  recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
+                                                 a synthetic world's log as Parquet by day; again: goes on
   recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
   recsys doctor                                  versions and devices, with a kernel run on each
 
@@ -169,7 +171,7 @@ def _recommend(arguments: list[str]) -> None:
             sys.stdout.write(f"{answer}\n")
         return
     out = Path(options["out"])
-    tracking.write(out, answer.write_parquet)
+    atomic.write(out, answer.write_parquet)
     strangers = answer.filter(pl.col("source") == "fallback")["user_id"].n_unique()
     tracking.print_line(
         f"{out}: {answer.height:,} rows for {answer['user_id'].n_unique():,} users, "
@@ -182,6 +184,47 @@ def _compare(arguments: list[str]) -> None:
     from recsys.run import Run
 
     _show_comparison([Run(Path(path)) for path in options["runs"].split(",")])
+
+
+def _generate(arguments: list[str]) -> None:
+    """world=… and world.key=… choose the world as for train; the rest are options of their own."""
+    own = ("path", "tables", "workers", "seed", "world.rows")
+    chosen = [a for a in arguments if a.startswith(("world=", "world.")) and not a.startswith("world.rows=")]
+    options = _options([a for a in arguments if a not in chosen], required=("path",), optional=own)
+    numbers = {name: _whole(options, name) for name in ("workers", "seed", "world.rows")}
+    from rich.progress import Progress
+
+    from recsys import config, tracking
+    from recsys.world import writer
+
+    if numbers["seed"] is not None:
+        chosen.append(f"world.seed={numbers['seed']}")
+    world = config.build(config.compose("data=world", *chosen).world)
+    rows, workers = numbers["world.rows"], numbers["workers"]
+    count, size, seconds = writer.estimate(world, rows, workers)
+    tracking.print_line(
+        f"world {world.name}, {world.surface}: about {count:,.0f} rows, {size / 1e6:,.0f} MB, {seconds:,.0f} s "
+        f"to {options['path']}"
+    )
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("generate")
+        found = writer.generate(
+            world, options["path"], rows=rows, workers=workers, tables=options.get("tables"),
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    sys.stdout.write(
+        f"{options['path']}: {found['rows']:,} rows, {found['positives'] / found['rows']:.2%} positive, "
+        f"{found['files']:,} files, {found['bytes'] / 1e6:,.1f} MB\ncontent hash {found['content_hash']}\n"
+        f"next: recsys train data=table data.path='{options['path']}/day=*/*.parquet' data.columns.label=label\n"
+    )
+
+
+def _whole(options: dict[str, str], name: str) -> int | None:
+    if name not in options:
+        return None
+    if not options[name].lstrip("-").isdigit():
+        raise ValueError(f"{name}={options[name]}: expected a whole number")
+    return int(options[name])
 
 
 def _doctor(arguments: list[str]) -> None:
@@ -281,6 +324,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "recommend": _recommend,
     "compare": _compare,
+    "generate": _generate,
     "doctor": _doctor,
 }
 

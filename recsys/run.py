@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from recsys import backend, config, tracking
+from recsys import atomic, backend, config, tracking
 from recsys.evaluation.ranking import rank
 from recsys.features.vocabulary import Vocabulary, id_keys
 from recsys.models.base import Retriever
@@ -39,7 +39,7 @@ class Run:
         """Write what `recommend` needs: weights, vocabularies, histories up to the test cut."""
         tracking.write_tensors(path / tracking.MODEL, model.state_dict(), schema=json.dumps(model.schema.to_dict()))
         for file, vocabulary in ((tracking.USERS, data.users), (tracking.ITEMS, data.items)):
-            tracking.write(path / file, vocabulary.save)
+            atomic.write(path / file, vocabulary.save)
         history = {"indptr": data.history.indptr, "item_idx": data.history.item_idx}
         tracking.write_tensors(path / tracking.HISTORY, history)
 

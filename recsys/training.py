@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from recsys import backend, config, tracking
+from recsys import atomic, backend, config, tracking
 from recsys.answer_key import answer_key
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule, fingerprint
@@ -66,7 +66,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     model.observe(module.train)
     model.to(device)
 
-    tracking.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
+    atomic.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
     logger = config.build(cfg.logger, run_dir=run_dir)
     logger.log_hyperparams(config.flat(cfg))
     watch = Watch(
@@ -100,7 +100,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     if log.world is not None:
         metrics |= answer_key(module, model, evaluate, k=cfg.evaluation.k, seed=seed)
     Run.save_model(run_dir, model, module)
-    tracking.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
+    atomic.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
     manifest = {
         "model": cfg.model["_target_"],
         "seed": seed,
@@ -109,8 +109,8 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         "evaluation": found.counts,
         **tracking.environment(device),
     }
-    tracking.write_json(run_dir / tracking.MANIFEST, manifest)
-    tracking.write_json(run_dir / tracking.METRICS, metrics)
+    atomic.write_json(run_dir / tracking.MANIFEST, manifest)
+    atomic.write_json(run_dir / tracking.METRICS, metrics)
     watch.forget()
     return Run(run_dir)
 

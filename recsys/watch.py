@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from recsys import tracking
+from recsys import atomic, tracking
 from recsys.models.base import Retriever
 
 
@@ -182,7 +182,7 @@ class Watch:
             "latest": self.latest,
             "best": self.best,
         }
-        tracking.write(self.run_dir / tracking.LAST, lambda path: torch.save(state, path))
+        atomic.write(self.run_dir / tracking.LAST, lambda path: torch.save(state, path))
         self.logger.save()  # the learning curve up to here, or a resumed run would lack it
 
     def _load(self, path: Path) -> None:

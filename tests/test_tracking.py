@@ -9,19 +9,19 @@ import polars as pl
 import pytest
 import torch
 
-from recsys import tracking
+from recsys import atomic, tracking
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    tracking.write_text(path, "old")
+    atomic.write_text(path, "old")
 
     def half(temporary: Path) -> None:
         temporary.write_text("ne")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*metrics\.json: No space left on device"):
-        tracking.write(path, half)
+        atomic.write(path, half)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
@@ -37,11 +37,11 @@ path = Path(sys.argv[2])
 try:
     if sys.argv[1] == "parquet":
         frame = pl.DataFrame({"x": torch.rand(100_000).numpy()})
-        tracking.write(path, frame.write_parquet)
+        atomic.write(path, frame.write_parquet)
     elif sys.argv[1] == "tensors":
         tracking.write_tensors(path, {"x": torch.rand(100_000)})
     else:
-        tracking.write_text(path, "x" * 100_000)
+        atomic.write_text(path, "x" * 100_000)
 except OSError as error:
     print(error)
     sys.exit(7)
@@ -78,7 +78,7 @@ def test_a_broken_or_missing_model_file_is_named(tmp_path: Path) -> None:
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        tracking.write_json(tmp_path / "m.json", {"x": float("nan")})
+        atomic.write_json(tmp_path / "m.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 

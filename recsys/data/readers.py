@@ -19,10 +19,12 @@ from recsys.data.files import read_lines, read_rows
 from recsys.data.log import Log, make_log
 from recsys.data.movielens import RATING, read_layout
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
-from recsys.world import World, behaviour, population
+from recsys.world import World, behaviour, population, writer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_ROWS = 100_000_000  # of a world's log in memory, at 57 bytes each
 
 # What columns are usually called; tried in this order where the config names none.
 USUAL = {
@@ -184,21 +186,35 @@ def adjacency(train: str | Path, test: str | Path) -> Log:
     return make_log(Path(train).resolve().parent.name, events, held_out, None, None, files, counts)
 
 
-def world(world: World) -> Log:
-    """The homepage log of a synthetic world, generated on the spot; `Log.world` is the world.
+def world(world: World, *, stream: bool = False) -> Log:
+    """The log of a synthetic world, generated on the spot; `Log.world` is the world.
 
-    Rows are impressions; label 1 is a click. Videos are known from the day of their upload.
+    Rows are impressions; label 1 is a click on the homepage, a long view on the feed. Videos are known from the day of
+    their upload.
+
+    Args:
+        stream: keep the positives alone; the other impressions are generated, counted and forgotten block by block,
+            which takes some fifty times less memory on the homepage.
+
+    Raises:
+        DataError: a log too long to be held.
     """
-    events = behaviour.log(world)
-    clicks = events.filter(pl.col(LABEL) == 1)
+    rows = writer.expected_rows(world)
+    if rows > MOST_ROWS and not stream:
+        raise DataError(
+            f"world {world.name} has about {rows:,.0f} impressions, too many to hold: use data.stream=true, "
+            "or `recsys generate` and data=table"
+        )
+    events = writer.positives(world) if stream else behaviour.log(world)
+    positives = events.filter(pl.col(LABEL) == 1)
     counts = {
         "rows_read": events.height,
         "duplicate_rows": 0,
         "rows": events.height,
-        "positives": clicks.height,
+        "positives": positives.height,
         "users": events[USER_ID].n_unique(),
         "items": events[ITEM_ID].n_unique(),
-        "one_interaction_users": int((clicks[USER_ID].unique_counts() == 1).sum()),
+        "one_interaction_users": int((positives[USER_ID].unique_counts() == 1).sum()),
     }
     videos = population.video_table(world).rename({"uploaded": TIMESTAMP})
     people = population.user_table(world).lazy()

@@ -1,52 +1,97 @@
-"""The homepage: who is shown what, who clicks, and how long they watch.
+"""Who is shown what, who clicks, how long they watch, on either surface.
 
-Each day a user opens the homepage a Poisson number of times. A visit has a latent **intent** (one topic,
-drawn from the user's taste), scrolls down to a depth, and sees that many different videos, drawn one after the other
-by the logging policy, which knows the user's taste but not the intent. With A videos there on that day
+Each day a user opens the platform a Poisson number of times. A visit has a latent **intent** (one topic, drawn from
+the user's taste), scrolls down to a depth, and sees that many different videos, drawn one after the other by the
+logging policy, which knows the user's taste but not the intent. With A videos there on that day
 
-    p(video) = explore / A + popularity * p(place) + taste * sum_k taste(k) p(place within topic k) + fresh [fresh] / F
+    p(video) = explore / A + popularity * p(place) + taste * sum_k taste(k) p(place within topic k)
+             + burst * p(viral) + fresh [fresh] / F
 
-and the propensity of a row is p / (1 - sum of p over the rows above it in the visit). Attention falls with
-position; an examined video is clicked with the sigmoid of its utility. The policy's index is rebuilt at
+and the propensity of a row is p / (1 - sum of p over the rows above it in the visit). The policy's index is rebuilt at
 midnight: a video is there on its upload day from 00:00 UTC.
 
-Noise is keyed by (noise_seed, user, day, visit) and then by draw or by video, so that any day and any set of users
-can be regenerated alone. Left out so far: the surface `feed`, like, dislike and share, reactions to what was shown.
+What a user wants from a video is one number, the **interest**: taste, intent, quality, freshness, context (long videos
+are for the evening), language, biases. On the `homepage` attention falls with position and an examined video is clicked
+with probability sigmoid(click_bias + interest); a click is watched. On the `feed` every video plays, and the label is
+KuaiRand's long_view: watched to the end or for 18 seconds. Watching is log-logistic, P(wish > t) = m / (m + t) with
+log m linear in interest and in log duration, cut at the duration: hence the spike at completion, and
+relevance = m / (m + min(18, duration)) on the feed. Like, share and dislike follow interest and the share watched.
 
-Shapes: B users, S sessions, Z impressions, N videos.
+Noise is keyed by (noise_seed, user, day, visit) and then by draw or by video, so that any day and any set of users
+can be regenerated alone. Reactions of users to what they were shown are no part of a log.
+
+Everything per impression is computed in visit.cu. Shapes: B users, S visits, Z impressions, N videos, W of a record.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
+from recsys.native import Native
 from recsys.world import noise
 from recsys.world.constants import World
 from recsys.world.population import (
+    BURST,
     COUNTRIES,
     DAY_US,
     LANGUAGES,
+    ROTATION,
     SPEECHLESS,
+    TABLE_LIMIT,
+    TAKES,
+    VIDEO_IDS,
     Users,
     Videos,
-    holder,
-    place_of,
-    taste,
+    drifted,
+    subseed,
     user_ids,
     users,
-    video_ids,
     videos,
-    zipf_place,
 )
 
-USERS_AT_ONCE = 512  # some 10,000 rows a day: in cache, and below the size from which torch splits its work
-ONE = 1 << 52
+USERS_AT_ONCE = 4096  # some 80,000 rows a day, in cache
 MAX_SESSIONS = 63  # a day, of one user; at 24 expected ones the cut takes 1e-11 of them
-VISITS, START, DEPTH, INTENT, SHOWN, CLICK, WATCH, COMPLETE, SESSION_IDS = range(9)
+VISITS, START, DEPTH, INTENT, SHOWN, RESPONSE, SESSION_IDS = range(7)
+LONG_VIEW_SECONDS = 18  # a video of the feed watched for so long, or to its end, is a positive
+EVENING_HOUR = 21  # local time at which long videos are wanted most
+
+# What visit.cu knows as Constants and as Video.
+WHOLE = (
+    "num_places", "num_topics", "num_favourites", "num_new", "num_days", "fresh_days", "day", "fresh_low", "fresh_high",
+    "num_bursts", "num_bursting", "feed", "by_row", "takes_bits", "shown_stream", "response_stream", "step_us",
+    "rotation_key",
+)  # fmt: skip
+REAL = (
+    "explore_share", "popularity_share", "taste_share", "burst_share", "fresh_share", "wander", "zipf_power", "head",
+    "top", "inner_head", "inner_top", "taste_gain", "language_penalty", "freshness_gain", "freshness_days",
+    "context_gain", "intent_gain", "click_bias", "watch_bias", "watch_gain", "long_view", "reaction_gain",
+    "reaction_watch", "like_bias", "share_bias", "dislike_bias",
+)  # fmt: skip
+KEYS = ("takes_keys", "item_keys")
+RECORD = (
+    "topic", "second_topic", "second_share", "language", "popularity", "topic_popularity", "upload_day", "replaced_day",
+    "duration", "length", "appeal", "stretch",
+)  # fmt: skip
+DECLARATIONS = (
+    f"struct Constants {{ i64 {', '.join(WHOLE)}; double {', '.join(REAL)}; "
+    f"u64 {', '.join(f'{name}[{noise.ROUNDS}]' for name in KEYS)}; }};\n"
+    f"struct Video {{ double {', '.join(RECORD)}; }};\n"
+)
+LAYOUT = np.dtype(
+    [(name, np.int64) for name in WHOLE]
+    + [(name, np.float64) for name in REAL]
+    + [(name, np.int64, (noise.ROUNDS,)) for name in KEYS]
+)
+visit = Native(Path(__file__).with_name("visit.cu"), DECLARATIONS)
 
 Columns = dict[str, Tensor]
 
@@ -82,41 +127,52 @@ def reach(world: World) -> Tensor:
 
 @lru_cache(maxsize=8)
 def examination(world: World) -> Tensor:
-    """P(examined | shown at position 0, 1, ...), float64 [max_depth]: 1 / (1 + position / examination_scale)."""
+    """P(examined | shown at position 0, 1, ...), float64 [max_depth]: 1 / (1 + position / examination_scale) on the
+    homepage, 1 on the feed."""
+    if world.is_feed:
+        return torch.ones(world.max_depth, dtype=torch.float64)
     return 1 / (1 + torch.arange(world.max_depth, dtype=torch.float64) / world.examination_scale)
+
+
+def evening(hour: Tensor, country: Tensor) -> Tensor:
+    """How much of an evening it is, float64 in [-1, 1], by hour UTC and country: a cosine that peaks at 21 h local."""
+    offset = torch.tensor([row[2] for row in COUNTRIES], device=country.device)[country]
+    return torch.cos((hour + offset - EVENING_HOUR) * (2 * torch.pi / 24))
 
 
 def sessions(world: World, day: int, who: Users, noise_seed: Tensor | int | None = None) -> Columns:
     """The visits of one day, in the order of (user, start).
 
+    who: with the taste of the day, see `drifted`.
+
     Returns: row (which of `who`), visit (int64, this user's 0, 1, … of the day), key (noise of the visit), start
-    (microseconds since 1970), depth (impressions), intent (topic); all [S].
+    (microseconds since 1970), evening, depth (impressions), intent (topic); all [S].
     """
     device = who.number.device
     seed = world.noise_seed if noise_seed is None else noise_seed
     of_day = noise.extend(noise.key(seed).to(device), who.number, day)
     count = noise.poisson(session_rate(world, who, day), noise.extend(of_day, VISITS), MAX_SESSIONS)
     row = torch.repeat_interleave(count)
-    visit = torch.arange(row.numel(), device=device) - (count.cumsum(0) - count)[row]
-    keys = noise.extend(of_day[row], START, visit)
+    number = torch.arange(row.numel(), device=device) - (count.cumsum(0) - count)[row]
+    keys = noise.extend(of_day[row], START, number)
 
-    cdf = hour_cdf(world).to(device)[who.peak_hour[row]]
+    peak = who.peak_hour[row]
+    cdf = hour_cdf(world).to(device)
+    steps = (cdf + torch.arange(24, device=device)[:, None]).flatten()  # all peaks one above the other: one search
     u = noise.uniform(noise.extend(keys, START))
-    hour = torch.searchsorted(cdf, u[:, None], right=True)[:, 0].sub_(1).clamp_(0, 23)
-    low, high = (cdf.gather(1, (hour + side)[:, None])[:, 0] for side in (0, 1))
-    second = (hour + (u - low) / (high - low)) * 3600
-    start = world.start_us + day * DAY_US + (second * 1_000_000).long().clamp_(0, DAY_US - 1)
+    hour = (torch.searchsorted(steps, u + peak, right=True) - 1 - 25 * peak).clamp_(0, 23)
+    low, high = cdf[peak, hour], cdf[peak, hour + 1]
+    hours = hour + ((u - low) / (high - low)).clamp_(0, 1)
+    start = world.start_us + day * DAY_US + (hours * 3_600_000_000).long().clamp_(0, DAY_US - 1)
 
     reached = reach(world).to(device)
     u = noise.uniform(noise.extend(keys, DEPTH))
     depth = torch.searchsorted(-reached, -u, right=False).clamp_(min=1)
     topic = draw_topic(world, who, row, noise.uniform(noise.extend(keys, INTENT)))
     order = torch.argsort(row * (2 * DAY_US) + start - (world.start_us + day * DAY_US), stable=True)
-    columns = {"row": row, "visit": visit, "key": keys, "start": start, "depth": depth, "intent": topic}
+    columns = {"row": row, "visit": number, "key": keys, "start": start, "evening": evening(hours, who.country[row])}
+    columns |= {"depth": depth, "intent": topic}
     return {name: column[order] for name, column in columns.items()}
-
-
-# --- what is shown ----------------------------------------------------------------------------------
 
 
 def draw_topic(world: World, who: Users, row: Tensor, u: Tensor) -> Tensor:
@@ -131,12 +187,57 @@ def draw_topic(world: World, who: Users, row: Tensor, u: Tensor) -> Tensor:
     return torch.where(anything, wandering, who.favourite[row, choice])
 
 
+# --- what is shown ----------------------------------------------------------------------------------
+
+
 def fresh_range(world: World, day: int) -> tuple[int, int]:
     """The new videos of the last `fresh_days` days, as numbers [low, high)."""
     return (
         world.num_places + world.uploaded_by(day - world.fresh_days),
         world.num_places + world.uploaded_by(day),
     )
+
+
+def burst_videos(world: World, day: int) -> Tensor:
+    """The videos that go viral on a day, largest burst first, int64 [bursts_per_day].
+
+    Any video may, out of nowhere: one of the last `fresh_days` with probability burst_fresh_share, else any that is
+    there. Days before the month have their bursts too.
+    """
+    low, high = fresh_range(world, day)
+    keys = noise.key(world.seed, BURST, day + world.burst_days, torch.arange(world.bursts_per_day))
+    u, v = noise.uniform(keys), noise.uniform(noise.mix(keys))
+    is_fresh = (u < world.burst_fresh_share) & (high > low)
+    return torch.where(is_fresh, low + (v * (high - low)).long(), (v * high).long())
+
+
+@lru_cache(maxsize=256)
+def bursts(world: World, day: int, since: int | None = None) -> tuple[Tensor, Tensor]:
+    """The bursts of a day with their shares of the viral draws: videos int64 [R], shares float64 [R].
+
+    A burst relaxes as a power law, (1 + age in days) ** -burst_exponent (Crane and Sornette, PNAS 2008), and lasts
+    burst_days; the r-th largest of a day has size 1 / r. All shares of a day sum to 1; with `since`, only bursts
+    that broke out before that day are returned.
+    """
+    age = torch.arange(world.burst_days, dtype=torch.float64)
+    relaxed = (1 + age) ** -world.burst_exponent
+    size = 1 / torch.arange(1, world.bursts_per_day + 1, dtype=torch.float64)
+    share = relaxed[:, None] * size / (relaxed.sum() * size.sum())
+    ages = [a for a in range(world.burst_days) if since is None or day - a < since]
+    if not ages:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    return torch.cat([burst_videos(world, day - a) for a in ages]), torch.cat([share[a] for a in ages])
+
+
+def burst_probability(world: World, day: int, number: Tensor, since: int | None = None) -> Tensor:
+    """Share of a day's viral draws that falls on videos by number, float64 of their shape."""
+    video, share = (column.to(number.device) for column in bursts(world, day, since))
+    bursting, place = torch.unique(video, return_inverse=True)
+    if not bursting.numel():
+        return torch.zeros(number.shape, dtype=torch.float64, device=number.device)
+    total = torch.zeros(bursting.numel(), dtype=torch.float64, device=number.device).index_add_(0, place, share)
+    at = torch.searchsorted(bursting, number).clamp_(max=bursting.numel() - 1)
+    return torch.where(bursting[at] == number, total[at], 0.0)
 
 
 def probability(world: World, day: int, affinity: Tensor, what: Videos) -> Tensor:
@@ -150,61 +251,11 @@ def probability(world: World, day: int, affinity: Tensor, what: Videos) -> Tenso
     fresh = (what.number >= low) & (what.number < high)
     known = world.popularity_share * what.popularity + world.taste_share * affinity * what.topic_popularity
     p = there * (world.explore_share / high) + holds * known
-    return p + fresh * (world.fresh_share / max(high - low, 1))
+    p = p + fresh * (world.fresh_share / max(high - low, 1))
+    return p + world.burst_share * burst_probability(world, day, what.number)
 
 
-def draw_video(world: World, day: int, who: Users, row: Tensor, keys: Tensor) -> Tensor:
-    """One draw of the logging policy for each key (int64 [Z]) and user who[row]."""
-    low, high = fresh_range(world, day)
-    u = noise.uniform(keys)
-    v = noise.uniform(noise.mix(keys))
-    explore, popular = world.explore_share, world.explore_share + world.popularity_share
-    tasty = 1 - world.fresh_share
-    if world.taste_share > 0:
-        topic = draw_topic(world, who, row, ((u - popular) / world.taste_share).clamp_(0, 1 - 2**-53))
-        block = zipf_place(world, v, world.num_places // world.num_topics)
-        place = place_of(world, topic, block)
-    else:
-        place = torch.zeros_like(row)
-    place = torch.where(u < popular, zipf_place(world, v, world.num_places), place)
-    video = torch.where(u < explore, (v * high).long(), holder(world, place, day))
-    fresh = low + (v * (high - low)).long()
-    return torch.where((u >= tasty) & (high > low), fresh, video)
-
-
-def slates(world: World, day: int, who: Users, visits: Columns) -> tuple[Tensor, Tensor]:
-    """What each visit is shown: (session, video), int64 [Z], in the order of (session, position).
-
-    A visit's draws are numbered; the first `depth` different videos make the list.
-    """
-    depth, device = visits["depth"], visits["depth"].device
-    offset = depth.cumsum(0) - depth
-    total = int(depth.sum())
-    shown = torch.empty(total, dtype=torch.int64, device=device)
-    todo = torch.arange(depth.numel(), device=device)
-    tries = depth + depth // 4 + 2
-    while todo.numel():
-        session = torch.repeat_interleave(tries[todo])
-        start = tries[todo].cumsum(0) - tries[todo]
-        draw = torch.arange(session.numel(), device=device) - start[session]
-        keys = noise.extend(visits["key"][todo][session], SHOWN, draw)
-        video = draw_video(world, day, who, visits["row"][todo][session], keys)
-        pair, order = torch.sort(session * world.num_videos + video, stable=True)
-        first = torch.ones_like(pair, dtype=torch.bool)
-        first[order[1:]] = pair[1:] != pair[:-1]
-        seen = first.cumsum(0)
-        position = seen - 1 - (seen[start] - 1)[session]
-        wanted = depth[todo]
-        keep = first & (position < wanted[session])
-        full = torch.bincount(session[keep], minlength=todo.numel()) == wanted
-        keep &= full[session]
-        shown[(offset[todo][session] + position)[keep]] = video[keep]
-        todo = todo[~full]
-        tries = tries * 2
-    return torch.repeat_interleave(depth), shown
-
-
-# --- who clicks, how long they watch ----------------------------------------------------------------
+# --- what is wanted ---------------------------------------------------------------------------------
 
 
 def log_taste(world: World, share: Tensor) -> Tensor:
@@ -212,142 +263,214 @@ def log_taste(world: World, share: Tensor) -> Tensor:
     return torch.log(world.num_topics * share)
 
 
+def country_language(country: Tensor) -> Tensor:
+    """The language of a country, int64 row of LANGUAGES."""
+    return torch.tensor([LANGUAGES.index(row[3]) for row in COUNTRIES], device=country.device)[country]
+
+
 def speaks(country: Tensor, language: Tensor) -> Tensor:
     """Whether users of a country understand videos of a language, bool."""
-    own = torch.tensor([LANGUAGES.index(row[3]) for row in COUNTRIES], device=country.device)[country]
-    return (own == language) | (language == LANGUAGES.index(SPEECHLESS))
+    return (country_language(country) == language) | (language == LANGUAGES.index(SPEECHLESS))
 
 
-def click_logit(world: World, first: Tensor, second: Tensor, understood: Tensor, bias: Tensor, what: Videos) -> Tensor:
-    """Log-odds of a click on an examined video, were it not for the intent.
+def length(world: World, what: Videos) -> Tensor:
+    """How long a video is beside the usual: standard deviations of log duration, cut at 2 either way."""
+    spread = max(world.feed_duration_sigma if world.is_feed else world.duration_sigma, 1e-9)
+    return (torch.log(what.duration / world.typical_duration) / spread).clamp(-2, 2)
+
+
+def interest(
+    world: World, first: Tensor, second: Tensor, understood: Tensor, bias: Tensor, what: Videos, day: float
+) -> Tensor:
+    """Interest in a video on a day, before intent and context.
 
     first, second: `log_taste` for the video's two topics; understood: `speaks`. Rows, or [B, N] with N videos and
     bias [B, 1].
     """
     affinity = (1 - what.second_share) * first + what.second_share * second
+    age = (day - what.upload_day).clamp(min=0).to(affinity.dtype)
     return (
-        world.click_bias
-        + world.taste_gain * affinity
+        world.taste_gain * affinity
         + world.quality_gain * what.quality
-        - world.language_penalty * ~understood
+        + what.bias
         + bias
+        - world.language_penalty * ~understood
+        + world.freshness_gain * torch.exp(-age / world.freshness_days)
     )
 
 
-def intent_logit(world: World, intent: Tensor, what: Videos) -> Tensor:
-    """What the intent of a visit adds to the log-odds of a click."""
+def intent_interest(world: World, intent: Tensor, what: Videos) -> Tensor:
+    """What the intent of a visit adds to the interest."""
     share = (1 - what.second_share) * (intent == what.topic) + what.second_share * (intent == what.second_topic)
     return world.intent_gain * share
 
 
-def watch_mean(world: World, first: Tensor, what: Videos) -> Tensor:
-    """Expected share of the duration that a click is watched, completion aside, float64 in (0, 1)."""
-    length = torch.log(what.duration / world.duration_median)
-    return torch.sigmoid(world.watch_bias + world.watch_taste_gain * first - world.watch_length_penalty * length)
+def log_watch(world: World, interest: Tensor, what: Videos) -> Tensor:
+    """log of the median of the seconds that a user would like to watch."""
+    stretch = world.watch_length * torch.log(what.duration / world.typical_duration)
+    return log_watch_bias(world) + world.watch_gain * interest + stretch
 
 
-def expected_watch(world: World, first: Tensor, what: Videos) -> Tensor:
-    """Expected seconds watched after a click: a click plays to the end with probability completion * mean,
-    else for a share of the duration with that mean."""
-    mean = watch_mean(world, first, what)
-    end = world.completion * mean
-    return what.duration * (end + (1 - end) * mean)
+def log_watch_bias(world: World) -> float:
+    """The constant of `log_watch`, the usual duration included."""
+    return (world.feed_watch_bias if world.is_feed else world.watch_bias) + math.log(world.typical_duration)
 
 
-def _watched(world: World, first: Tensor, what: Videos, keys: Tensor) -> Tensor:
-    mean = watch_mean(world, first, what)
-    share = noise.uniform(noise.extend(keys, WATCH)) ** (1 / mean - 1)  # E[u ** b] = 1 / (1 + b) = mean
-    ended = noise.uniform(noise.extend(keys, COMPLETE)) < world.completion * mean
-    return (what.duration * torch.where(ended, 1.0, share)).clamp(min=0.001)
+def positive(world: World, interest: Tensor, what: Videos) -> Tensor:
+    """P(positive | examined): of a click on the homepage, of a long view on the feed."""
+    if not world.is_feed:
+        return torch.sigmoid(world.click_bias + interest)
+    return torch.sigmoid(log_watch(world, interest, what) - torch.log(what.duration.clamp(max=LONG_VIEW_SECONDS)))
 
 
-# --- rows -------------------------------------------------------------------------------------------
+def expected_watch(world: World, interest: Tensor, what: Videos) -> Tensor:
+    """Seconds to expect of a video once it plays: the mean of min(wish, duration), m log(1 + duration / m)."""
+    middle = torch.exp(log_watch(world, interest, what))
+    return middle * torch.log1p(what.duration / middle)
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+def record(world: World, what: Videos) -> Tensor:
+    """What visit.cu needs of videos, float64 [N, W]."""
+    columns = {name: getattr(what, name) for name in RECORD if hasattr(what, name)}
+    columns["length"] = length(world, what)
+    columns["appeal"] = world.quality_gain * what.quality + what.bias
+    columns["stretch"] = (what.duration / world.typical_duration) ** world.watch_length
+    return torch.stack([columns[name].double() for name in RECORD], 1)
+
+
+@lru_cache(maxsize=4)
+def _all_records(world: World, device: str) -> Tensor:
+    return record(world, videos(world, torch.arange(world.num_videos, device=device)))
+
+
+@lru_cache(maxsize=64)
+def _day_tables(world: World, day: int, device: str) -> tuple[Tensor, ...]:
+    """Constants for visit.cu; the bursts as (video, edge) to draw from and as (video, share) to look up; examination."""
+    low, high = fresh_range(world, day)
+    video, share = bursts(world, day)
+    bursting = video.unique()
+    head = world.popularity_head
+    power = 1 - world.popularity_exponent
+    power = 0.0 if abs(power) < 1e-9 else power
+    inner = world.num_places // world.num_topics
+
+    def top(size: int) -> float:  # as in population.zipf_cdf
+        ratio = torch.tensor(size / (head * size), dtype=torch.float64)
+        return float(torch.log1p(ratio)) if power == 0 else (1 + size / (head * size)) ** power - 1
+
+    own = {
+        "day": day, "fresh_low": low, "fresh_high": high, "num_bursts": len(video), "num_bursting": len(bursting),
+        "feed": world.is_feed, "by_row": world.num_videos > TABLE_LIMIT, "takes_bits": noise.half_bits(world.num_places),
+        "shown_stream": SHOWN, "response_stream": RESPONSE, "step_us": int(world.seconds_per_impression * 1_000_000),
+        "rotation_key": int(noise.key(world.seed, ROTATION)), "zipf_power": power,
+        "head": head * world.num_places, "top": top(world.num_places), "inner_head": head * inner,
+        "inner_top": top(inner), "long_view": LONG_VIEW_SECONDS,
+        "watch_bias": log_watch_bias(world),
+        "takes_keys": noise.round_keys(subseed(world, TAKES)), "item_keys": noise.round_keys(subseed(world, VIDEO_IDS)),
+    }  # fmt: skip
+    constants = np.zeros((), LAYOUT)
+    for name in LAYOUT.names or ():
+        constants[name] = own[name] if name in own else getattr(world, name)
+    packed = torch.from_numpy(np.frombuffer(constants.tobytes(), np.int64).copy())
+    tables = (packed, video, share.cumsum(0), bursting, burst_probability(world, day, bursting), examination(world))
+    return tuple(table.to(device).contiguous() for table in tables)
 
 
 def impressions(world: World, day: int, who: Users, noise_seed: Tensor | int | None = None) -> Columns:
-    """All impressions of some users on one day, in the order of (user, start of visit, position).
+    """The rows of one day in the order of (user, start of visit, position): what was shown and what came of it.
+
+    A day's visits are those that start on it; a late one may end after midnight.
 
     Args:
-        who: `users(world, numbers)`; any subset gives the same rows as a full run.
-        noise_seed: instead of the world's own; an int64 [B] gives each row of `who` a month of its own.
+        who: users at rest; their taste is taken to the day here.
+        noise_seed: int64 [B] or one number; world.noise_seed if None. Another seed is another month.
 
-    Returns:
-        Columns [Z] by number, not yet by id: row (of `who`), user, video, visit, intent, timestamp (microseconds since
-        1970), position, propensity, relevance (P(click | examined) under the intent), label, watch_seconds.
+    Returns: user_id, item_id, timestamp, session_id (int64); relevance (float64); propensity, watch_seconds (float32,
+    whole milliseconds); position (int16); label, liked, disliked, shared (int8); and what no platform knows: video
+    (number), session (row of the day's visits), row (of `who`), intent; all [Z].
     """
-    visits = sessions(world, day, who, noise_seed)
-    session, number = slates(world, day, who, visits)
-    row, depth = visits["row"][session], visits["depth"]
-    start = depth.cumsum(0) - depth
-    position = torch.arange(number.numel(), device=number.device) - start[session]
-    what = videos(world, number)
-    shown = who[row]
+    today = drifted(world, who, day)
+    visits = sessions(world, day, today, noise_seed)
+    depth, device = visits["depth"], who.number.device
+    offset = depth.cumsum(0) - depth
+    total, rows = int(depth.sum()), visits["row"]
+    constants, burst_video, burst_edge, bursting, burst_share, examined = _day_tables(world, day, str(device))
+    shown = torch.empty(total, dtype=torch.int64, device=device)
+    taste = today.favourite.contiguous(), today.weight.contiguous()
+    drawn = constants, visits["key"], rows, offset, depth
+    if rows.numel():
+        visit("show", rows.numel(), *drawn, *taste, burst_video, burst_edge, shown)
 
-    share = taste(world, shown, what.topic)
-    p = probability(world, day, share, what)
-    # Whole numbers add up to the same in any order: the sums above a row depend on its own visit alone.
-    parts = (p * ONE).round_().long()
-    above = parts.cumsum(0) - parts
-    propensity = p / (1 - (above - above[start][session]) / ONE)
-
-    first = log_taste(world, share)
-    second = log_taste(world, taste(world, shown, what.second_topic))
-    logit = click_logit(world, first, second, speaks(shown.country, what.language), shown.bias, what)
-    relevance = torch.sigmoid(logit + intent_logit(world, visits["intent"][session], what))
-    keys = noise.extend(visits["key"][session], CLICK, number)
-    label = noise.uniform(keys) < relevance * examination(world).to(number.device)[position]
-
-    watch = torch.zeros_like(p)
-    clicked = label.nonzero()[:, 0]
-    watch[clicked] = _watched(world, first[clicked], what[clicked], keys[clicked])
-    step = int(world.seconds_per_impression * 1_000_000)
-    return {
-        "row": row,
-        "user": who.number[row],
-        "video": number,
-        "visit": visits["visit"][session],
-        "intent": visits["intent"][session],
-        "timestamp": visits["start"][session] + position * step,
-        "position": position,
-        "propensity": propensity,
-        "relevance": relevance,
-        "label": label,
-        "watch_seconds": watch,
-    }
+    table = world.num_videos <= TABLE_LIMIT
+    what = _all_records(world, str(device)) if table else record(world, videos(world, shown))
+    dtypes = {
+        "user_id": torch.int64, "item_id": torch.int64, "timestamp": torch.int64, "session_id": torch.int64,
+        "relevance": torch.float64, "propensity": torch.float32, "watch_seconds": torch.float32,
+        "position": torch.int16, "label": torch.int8, "liked": torch.int8, "disliked": torch.int8,
+        "shared": torch.int8,
+    }  # fmt: skip
+    out = {name: torch.empty(total, dtype=dtype, device=device) for name, dtype in dtypes.items()}
+    session = (who.number[rows] * 1024 + day) * (MAX_SESSIONS + 1) + visits["visit"]
+    ids = user_ids(world, who.number)[rows], noise.permute(session, 1 << 48, SESSION_IDS)
+    of_visit = visits["intent"], visits["start"], visits["evening"], *ids
+    of_user = *taste, who.bias, country_language(who.country)
+    if rows.numel():
+        visit(
+            "respond", rows.numel(), *drawn, *of_visit, *of_user, what, bursting, burst_share, examined, shown,
+            *out.values(),
+        )  # fmt: skip
+    out["video"], out["session"] = shown, torch.repeat_interleave(depth, output_size=total)
+    out["row"], out["intent"] = rows[out["session"]], visits["intent"][out["session"]]
+    return out
 
 
-def frame(world: World, day: int, rows: Columns) -> pl.DataFrame:
-    """`impressions` as the log that a platform would keep: ids in place of numbers, and nothing latent.
+COLUMNS = {
+    "user_id": "who, a random-looking number below 2**40",
+    "item_id": "what was shown, a random-looking number below 2**40",
+    "timestamp": "when it was shown, UTC",
+    "label": "1 = the positive: a click on the homepage, a long view on the feed",
+    "position": "place in the visit, from 0",
+    "propensity": "the logging policy's probability of this video here, given the rows above it in the visit",
+    "watch_seconds": "how long it was watched, to the millisecond",
+    "liked": "whether the user pressed like",
+    "disliked": "whether the user pressed dislike",
+    "shared": "whether the user shared it",
+    "session_id": "the visit, a random-looking number below 2**48",
+}
 
-    Columns: user_id, item_id, timestamp (Datetime us UTC), label (Int8, 1 = click), position (Int16, from 0),
-    propensity and watch_seconds (Float32, whole milliseconds), session_id (random-looking int64).
+
+def frame(rows: Columns) -> pl.DataFrame:
+    """`impressions` as the log that a platform would keep: nothing latent. COLUMNS says what each one is."""
+    columns = {name: pl.Series(name, rows[name].cpu().numpy()) for name in COLUMNS}
+    columns["timestamp"] = columns["timestamp"].cast(pl.Datetime("us", "UTC"))
+    for name in ("liked", "disliked", "shared"):
+        columns[name] = columns[name].cast(pl.Boolean)
+    return pl.DataFrame(columns)
+
+
+def blocks(world: World, days: range, numbers: range) -> Iterator[tuple[int, range]]:
+    """Days and runs of users, in the order of the log."""
+    for day in days:
+        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE):
+            yield day, range(low, min(low + USERS_AT_ONCE, numbers.stop))
+
+
+def log(
+    world: World, days: range | None = None, numbers: range | None = None, workers: int | None = None
+) -> pl.DataFrame:
+    """The log of the given days and users (all by default) in the order of (day, user, start of visit, position).
+
+    workers: threads; as many as PyTorch uses if None. The rows do not depend on it.
     """
-    session = (rows["user"] * 1024 + day) * (MAX_SESSIONS + 1) + rows["visit"]
-    return pl.DataFrame(
-        {
-            "user_id": user_ids(world, rows["user"]).cpu().numpy(),
-            "item_id": video_ids(world, rows["video"]).cpu().numpy(),
-            "timestamp": rows["timestamp"].cpu().numpy(),
-            "label": rows["label"].cpu().numpy(),
-            "position": rows["position"].cpu().numpy(),
-            # Coarser than float64, so that the last bit of a vectorised pow does not matter.
-            "propensity": rows["propensity"].float().cpu().numpy(),
-            "watch_seconds": (rows["watch_seconds"] * 1000).round().div(1000).float().cpu().numpy(),
-            "session_id": noise.permute(session, 1 << 48, SESSION_IDS).cpu().numpy(),
-        }
-    ).with_columns(
-        pl.col("timestamp").cast(pl.Datetime("us", "UTC")),
-        pl.col("label").cast(pl.Int8),
-        pl.col("position").cast(pl.Int16),
-    )
-
-
-def log(world: World, days: range | None = None, numbers: range | None = None) -> pl.DataFrame:
-    """The log of the given days and users (all by default) in the order of (day, user, start of visit, position)."""
     days = range(world.num_days) if days is None else days
     numbers = range(world.num_users) if numbers is None else numbers
-    blocks = [
-        users(world, torch.arange(low, min(low + USERS_AT_ONCE, numbers.stop)))
-        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE)
-    ]
-    return pl.concat([frame(world, day, impressions(world, day, who)) for day in days for who in blocks])
+
+    def block(part: tuple[int, range]) -> pl.DataFrame:
+        day, some = part
+        return frame(impressions(world, day, users(world, torch.arange(some.start, some.stop))))
+
+    with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
+        return pl.concat(pool.map(block, blocks(world, days, numbers)))

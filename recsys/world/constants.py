@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from datetime import datetime
 
+SURFACES = ("homepage", "feed")
+
 
 @dataclass(frozen=True)
 class World:
@@ -15,6 +17,7 @@ class World:
     """
 
     name: str
+    surface: str  # homepage or feed
     seed: int  # the population: who they are
     noise_seed: int  # the month: what happened
     num_users: int
@@ -33,6 +36,8 @@ class World:
     hour_concentration: float
     new_user_share: float
     user_bias_sigma: float
+    taste_drift: float
+    taste_period: float
     # videos
     new_video_share: float
     popularity_exponent: float
@@ -41,13 +46,21 @@ class World:
     speechless_share: float
     duration_median: float
     duration_sigma: float
+    feed_duration_median: float
+    feed_duration_sigma: float
     quality_of_popular: float
+    video_bias_sigma: float
     # what is shown
     explore_share: float
     popularity_share: float
     taste_share: float
     fresh_share: float
     fresh_days: int
+    burst_share: float
+    bursts_per_day: int
+    burst_days: int
+    burst_exponent: float
+    burst_fresh_share: float
     max_depth: int
     depth_exponent: float
     seconds_per_impression: float
@@ -57,12 +70,20 @@ class World:
     taste_gain: float
     intent_gain: float
     quality_gain: float
+    freshness_gain: float
+    freshness_days: float
+    context_gain: float
     language_penalty: float
-    # how long they watch
+    # how long they watch, what else they do
     watch_bias: float
-    watch_taste_gain: float
-    watch_length_penalty: float
-    completion: float
+    feed_watch_bias: float
+    watch_gain: float
+    watch_length: float
+    like_bias: float
+    share_bias: float
+    dislike_bias: float
+    reaction_gain: float
+    reaction_watch: float
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -77,21 +98,25 @@ class World:
             "num_users", "num_videos", "num_days", "num_topics", "num_favourites", "fresh_days", "max_depth",
             "sessions_per_day", "max_sessions_per_day", "videos_per_creator", "duration_median",
             "explore_share", "popularity_head", "popularity_exponent", "examination_scale", "topic_skew",
-            "weekend_gain", "wander",
+            "weekend_gain", "wander", "feed_duration_median", "taste_period", "freshness_days", "burst_days",
+            "bursts_per_day",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"world.{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
             "seed", "noise_seed", "activity_sigma", "user_bias_sigma", "duration_sigma", "depth_exponent",
-            "popularity_share", "taste_share", "fresh_share", "seconds_per_impression", "hour_concentration",
+            "popularity_share", "taste_share", "fresh_share", "burst_share", "seconds_per_impression",
+            "hour_concentration", "taste_drift", "feed_duration_sigma", "video_bias_sigma", "burst_exponent",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"world.{name} must not be negative, got {getattr(self, name)}")
         for name in (
-            "new_user_share", "speechless_share", "wander", "completion", "quality_of_popular",
+            "new_user_share", "speechless_share", "wander", "quality_of_popular", "burst_fresh_share", "watch_length",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"world.{name} is a share and must lie in [0, 1], got {getattr(self, name)}")
+        if self.surface not in SURFACES:
+            raise ValueError(f"world.surface={self.surface} is unknown; surfaces are {' and '.join(SURFACES)}")
         if self.max_sessions_per_day > 24:
             raise ValueError(f"world.max_sessions_per_day must be at most 24, got {self.max_sessions_per_day}")
         if self.num_users >= 1 << 31 or self.num_videos >= 1 << 31 or self.num_days >= 1 << 10:
@@ -109,11 +134,16 @@ class World:
             raise ValueError(
                 f"world.max_depth={self.max_depth} must be at most a quarter of world.num_videos={self.num_videos}"
             )
-        shares = self.explore_share + self.popularity_share + self.taste_share + self.fresh_share
+        shares = self.explore_share + self.popularity_share + self.taste_share + self.fresh_share + self.burst_share
         if abs(shares - 1) > 1e-9:
             raise ValueError(
-                "world.explore_share, popularity_share, taste_share and fresh_share must add up to 1, "
+                "world.explore_share, popularity_share, taste_share, fresh_share and burst_share must add up to 1, "
                 f"they add up to {shares:.6g}"
+            )
+        if self.bursts_per_day * self.burst_days > 1 << 20:
+            raise ValueError(
+                f"world.bursts_per_day={self.bursts_per_day} for world.burst_days={self.burst_days} are more than "
+                "2**20 bursts at once; lower one of them"
             )
         if not 0 <= self.new_video_share < 1 or self.num_new > self.num_places:
             raise ValueError(
@@ -141,6 +171,16 @@ class World:
     def num_new(self) -> int:
         """Videos uploaded in the month or in the `fresh_days` before it."""
         return self.num_videos - self.num_places
+
+    @property
+    def is_feed(self) -> bool:
+        """Whether videos play by themselves, one after the other, instead of waiting for a click."""
+        return self.surface == "feed"
+
+    @property
+    def typical_duration(self) -> float:
+        """The median duration on this surface, seconds."""
+        return self.feed_duration_median if self.is_feed else self.duration_median
 
     @property
     def start_us(self) -> int:

@@ -83,8 +83,13 @@ def _rounds(x: Tensor, bits: int, keys: list[int]) -> Tensor:
     return (right << bits) | left
 
 
+def half_bits(size: int) -> int:
+    """Bits of one half of the network that permutes 0 .. size - 1."""
+    return max(1, ((size - 1).bit_length() + 1) // 2)
+
+
 def _walk(x: Tensor, size: int, keys: list[int]) -> Tensor:
-    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    bits = half_bits(size)
     x = _rounds(x, bits, keys)
     outside = x >= size
     while bool(outside.any()):
@@ -93,16 +98,17 @@ def _walk(x: Tensor, size: int, keys: list[int]) -> Tensor:
     return x
 
 
-def _round_keys(seed: int) -> list[int]:
+def round_keys(seed: int) -> list[int]:
+    """The keys of the rounds of `permute`, first round first."""
     return key(seed, torch.arange(ROUNDS)).tolist()
 
 
 def permute(x: Tensor, size: int, seed: int) -> Tensor:
     """A random-looking bijection of 0 .. size - 1: a Feistel network over the next power of four, walked
     along its cycle until it is back inside (Black and Rogaway 2002). Needs no table."""
-    return _walk(x, size, _round_keys(seed))
+    return _walk(x, size, round_keys(seed))
 
 
 def unpermute(x: Tensor, size: int, seed: int) -> Tensor:
     """The inverse of `permute`."""
-    return _walk(x, size, _round_keys(seed)[::-1])
+    return _walk(x, size, round_keys(seed)[::-1])

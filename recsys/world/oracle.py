@@ -1,7 +1,7 @@
 """The answer key: what a user would click, what a list is worth, and what the log will show.
 
 Three questions that are never mixed up:
-- `relevance`: P(click | examined), the truth about a pair;
+- `relevance`: P(positive | examined), the truth about a pair;
 - `utility`: clicks and seconds to expect of a list if it were shown;
 - `LogOracle`: P(at least one click in the test window under the logging policy), which is what logged
   recall rewards: an upper bound for every model that is measured on the log.
@@ -30,13 +30,19 @@ from torch import Tensor
 
 from recsys.schema import NUM_RESERVED, UserBatch
 from recsys.world.behaviour import (
-    click_logit,
+    Columns,
+    burst_probability,
+    bursts,
+    evening,
     examination,
     expected_watch,
     fresh_range,
     hour_cdf,
-    intent_logit,
+    intent_interest,
+    interest,
+    length,
     log_taste,
+    positive,
     reach,
     session_rate,
     speaks,
@@ -46,6 +52,7 @@ from recsys.world.population import (
     DAY_US,
     Users,
     Videos,
+    drifted,
     taste,
     user_numbers,
     users,
@@ -76,43 +83,96 @@ def microseconds(when: When) -> int:
 def relevance(
     world: World, user_id: Tensor, item_id: Tensor, time: When | None = None, intent: Tensor | None = None
 ) -> Tensor:
-    """P(click | examined) of pairs of raw ids, averaged over intents or under the given ones.
+    """P(positive | examined) of pairs of raw ids, averaged over intents or under the given ones: of a click on the
+    homepage, of a long view on the feed.
 
     Args:
         user_id, item_id: int64 [N].
-        time: taken for what is to come; nothing drifts yet.
+        time: a moment, whose day decides on taste and freshness and whose hour on the context; without one the first
+            day of the month, at the hours at which the user comes.
         intent: topics, int64 [N].
 
     Returns: float64 [N]. Raises ValueError for an id that is not of this world.
     """
     who = users(world, user_numbers(world, user_id))
     what = videos(world, video_numbers(world, item_id))
+    if time is None:
+        context, spread = usual_evening(world, who)
+        return _relevance(world, who, what, 0, context, spread, intent)
+    since = microseconds(time) - world.start_us
+    hour = torch.full(who.number.shape, since % DAY_US / 3_600_000_000, dtype=torch.float64, device=user_id.device)
+    return _relevance(world, who, what, since // DAY_US, evening(hour, who.country), None, intent)
+
+
+def _relevance(
+    world: World,
+    who: Users,
+    what: Videos,
+    day: int,
+    context: Tensor,
+    spread: Tensor | None = None,
+    intent: Tensor | None = None,
+) -> Tensor:
+    """Relevance of rows, float64 [N]; context, spread: mean and variance of `evening`."""
+    who = drifted(world, who, day)
     share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
-    understood = speaks(who.country, what.language)
-    logit = click_logit(world, log_taste(world, share), log_taste(world, second), understood, who.bias, what)
+    wanted = _interest(world, who, share, second, what, day, context, spread, who.bias, who.country)
     if intent is not None:
-        return torch.sigmoid(logit + intent_logit(world, intent, what))
-    return _over_intents(world, logit, share, second, what)
+        return positive(world, wanted + intent_interest(world, intent, what), what)
+    return _over_intents(world, wanted, share, second, what)
 
 
-def _over_intents(world: World, logit: Tensor, first: Tensor, second: Tensor, what: Videos) -> Tensor:
+def _interest(
+    world: World,
+    who: Users,
+    share: Tensor,
+    second: Tensor,
+    what: Videos,
+    day: int,
+    context: Tensor,
+    spread: Tensor | None,
+    bias: Tensor,
+    country: Tensor,
+) -> Tensor:
+    """Interest without the intent, the context averaged over the user's hours: exp(x) of a normal x has the mean
+    exp(mean + variance / 2), and rare positives go with exp(interest)."""
+    understood = speaks(country, what.language)
+    plain = interest(world, log_taste(world, share), log_taste(world, second), understood, bias, what, day)
+    lift = world.context_gain * length(world, what)
+    plain = plain + lift * context
+    return plain if spread is None else plain + lift * lift * spread / 2
+
+
+def usual_evening(world: World, who: Users) -> tuple[Tensor, Tensor]:
+    """Mean and variance of `evening` over the hours at which users come, float64 [B] each."""
+    share = hour_cdf(world).to(who.number.device).diff(dim=1)[who.peak_hour]
+    hours = (torch.arange(24, dtype=torch.float64, device=who.number.device) + 0.5).expand(share.shape)
+    value = evening(hours, who.country[:, None])
+    mean = (share * value).sum(1)
+    return mean, (share * value * value).sum(1) - mean * mean
+
+
+def _over_intents(world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos) -> Tensor:
     """The mean over intents: the first topic, the second, or neither. first, second: `taste` of them."""
     same = what.topic == what.second_topic
     weight = torch.where(same, 0.0, second)
-    in_first = torch.sigmoid(logit + intent_logit(world, what.topic, what))
-    in_second = torch.sigmoid(logit + intent_logit(world, what.second_topic, what))
-    return first * in_first + weight * in_second + (1 - first - weight) * torch.sigmoid(logit)
+    in_first = positive(world, wanted + intent_interest(world, what.topic, what), what)
+    in_second = positive(world, wanted + intent_interest(world, what.second_topic, what), what)
+    return first * in_first + weight * in_second + (1 - first - weight) * positive(world, wanted, what)
 
 
-def _relevance_BN(world: World, who: Users, what: Videos) -> Tensor:
-    """Relevance of all pairs, float32, averaged over intents."""
+def _relevance_BN(world: World, who: Users, what: Videos, day: int, intents_BK: Tensor | None = None) -> Tensor:
+    """Relevance of all pairs on a day, float32, averaged over hours and over intents: the user's taste, or the given
+    shares. who: with the taste of the day."""
     topics = torch.arange(world.num_topics, device=who.number.device)
-    share = taste(world, who, topics.expand(who.number.numel(), -1))
-    log_share, share = log_taste(world, share).float(), share.float()
-    first, second = log_share[:, what.topic], log_share[:, what.second_topic]
-    understood = speaks(who.country[:, None], what.language)
-    logit = click_logit(world, first, second, understood, who.bias[:, None].float(), what)
-    return _over_intents(world, logit, share[:, what.topic], share[:, what.second_topic], what)
+    share = taste(world, who, topics.expand(who.number.numel(), -1)).float()
+    first, second = share[:, what.topic], share[:, what.second_topic]
+    context, spread = (column[:, None].float() for column in usual_evening(world, who))
+    bias, country = who.bias[:, None].float(), who.country[:, None]
+    wanted = _interest(world, who, first, second, what, day, context, spread, bias, country)
+    if intents_BK is not None:
+        first, second = intents_BK[:, what.topic], intents_BK[:, what.second_topic]
+    return _over_intents(world, wanted, first, second, what)
 
 
 # --- utility ----------------------------------------------------------------------------------------
@@ -124,9 +184,10 @@ def attention(world: World) -> Tensor:
 
 
 def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = None) -> tuple[Tensor, Tensor]:
-    """Clicks and seconds of watching to expect of one visit, were these lists shown.
+    """Positives and seconds of watching to expect of one visit, were these lists shown.
 
     Args:
+        time: a moment of the visit's day; the first of the month without one. The hour is averaged over.
         user_id: int64 [B]. lists: raw item ids, int64 [B, K], first position first, K <= max_depth.
 
     Returns: (clicks, watch_seconds), float64 [B] each.
@@ -135,12 +196,24 @@ def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = No
     B, K = lists.shape
     if world.max_depth < K:
         raise ValueError(f"lists of {K} are longer than a visit can be: world.max_depth={world.max_depth}")
-    flat_user, flat_item = user_id.repeat_interleave(K), lists.reshape(-1)
-    clicks = relevance(world, flat_user, flat_item, time).view(B, K) * attention(world)[:K].to(lists.device)
-    who = users(world, user_numbers(world, flat_user))
-    what = videos(world, video_numbers(world, flat_item))
-    seconds = expected_watch(world, log_taste(world, taste(world, who, what.topic)), what)
-    return clicks.sum(1), (clicks * seconds.view(B, K)).sum(1)
+    who = users(world, user_numbers(world, user_id.repeat_interleave(K)))
+    what = videos(world, video_numbers(world, lists.reshape(-1)))
+    day = 0 if time is None else (microseconds(time) - world.start_us) // DAY_US
+    shown = attention(world)[:K].to(lists.device)
+    who, (context, spread) = drifted(world, who, day), usual_evening(world, who)
+    share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
+    wanted = _interest(world, who, share, second, what, day, context, spread, who.bias, who.country)
+
+    # By intent: what is clicked for is also watched for.
+    same = what.topic == what.second_topic
+    weight = torch.where(same, 0.0, second)
+    clicks, seconds = torch.zeros_like(wanted), torch.zeros_like(wanted)
+    for probability, topic in ((share, what.topic), (weight, what.second_topic), (1 - share - weight, None)):
+        now = wanted if topic is None else wanted + intent_interest(world, topic, what)
+        hit = positive(world, now, what)
+        clicks += probability * hit
+        seconds += probability * expected_watch(world, now, what) * (1.0 if world.is_feed else hit)
+    return (clicks.view(B, K) * shown).sum(1), (seconds.view(B, K) * shown).sum(1)
 
 
 # --- scorers ----------------------------------------------------------------------------------------
@@ -151,29 +224,71 @@ class RelevanceScorer:
 
     Args:
         item_ids: int64 [num_items], the raw id of every item index; the first two are ignored.
-        time: the cut; see `relevance`.
+        time: the cut, whose day decides on taste and freshness; hours and intents are averaged over.
     """
 
     def __init__(self, world: World, item_ids: Tensor, time: When | None = None) -> None:
         self.world = world
+        self.day = 0 if time is None else (microseconds(time) - world.start_us) // DAY_US
         self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
 
     def score(self, batch: UserBatch) -> Tensor:
-        """scores_BI from batch["user_key"], the raw user ids: P(click | examined), float32 [B, num_items]."""
-        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), self._block)
+        """scores_BI from batch["user_key"], the raw user ids: P(positive | examined), float32 [B, num_items]."""
+        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), lambda who, rows: self._block(who))
 
     __call__ = score
 
     def _block(self, who: Users) -> Tensor:
-        return _relevance_BN(self.world, who, self.what)
+        return _relevance_BN(self.world, drifted(self.world, who, self.day), self.what, self.day)
+
+
+def intent_posterior(world: World, day: int, rows: Columns, query: Tensor) -> Tensor:
+    """What the rows above say of a visit's intent: P(intent = k | labels above), float64 [Q, K], by Bayes' rule.
+
+    The policy does not know the intent, so that only positives and their absence speak, and a video speaks of its two
+    topics alone.
+
+    Args:
+        rows: `behaviour.impressions` of the day; query: int64 [Q], rows whose visit is asked about, as of before them.
+    """
+    place = torch.arange(rows["session"].numel(), device=query.device)
+    above = query - rows["position"][query].long()  # the first row of the visit
+    count = query - above
+    owner = torch.repeat_interleave(count)
+    row = place[above][owner] + torch.arange(owner.numel(), device=query.device) - (count.cumsum(0) - count)[owner]
+
+    everybody = users(world, user_numbers(world, rows["user_id"][query]))
+    who = drifted(world, everybody, day)
+    topics = torch.arange(world.num_topics, device=query.device)
+    share_QK = taste(world, who, topics.expand(query.numel(), -1))
+    what = videos(world, rows["video"][row])
+    first, second = share_QK[owner, what.topic], share_QK[owner, what.second_topic]
+    hour = (rows["timestamp"][above][owner] - world.start_us) % DAY_US / 3_600_000_000
+    context = evening(hour.double(), who.country[owner])
+    wanted = _interest(world, who, first, second, what, day, context, None, who.bias[owner], who.country[owner])
+    examined = examination(world).to(query.device)[rows["position"][row].long()]
+
+    def log_likelihood(topic: Tensor | None) -> Tensor:
+        lift = 0.0 if topic is None else intent_interest(world, topic, what)
+        p = positive(world, wanted + lift, what) * examined
+        return torch.log(torch.where(rows["label"][row] == 1, p, 1 - p))
+
+    other = log_likelihood(None)
+    log_QK = torch.log(share_QK).flatten()
+    same = what.topic == what.second_topic
+    log_QK.index_add_(0, owner * world.num_topics + what.topic, log_likelihood(what.topic) - other)
+    extra = torch.where(same, 0.0, log_likelihood(what.second_topic) - other)
+    log_QK.index_add_(0, owner * world.num_topics + what.second_topic, extra)
+    return torch.softmax(log_QK.view(-1, world.num_topics), 1)
 
 
 class LogOracle:
     """Ranks by P(at least one click in [cut, end) under the logging policy), knowing the people and the policy
     but not the noise.
 
-    A visit counts by its start. One approximation beside those of the module's head: the number of other videos arrived
-    by t is taken on one day, the middle of the window.
+    A visit counts by its start. Videos that went viral before the cut are known; bursts to come are spread over all
+    that they could hit. Approximations beside those of the module's head: taste, freshness and the number of other
+    videos arrived by t are those of one day, the middle of the window.
 
     Args:
         item_ids: int64 [num_items], the raw id of every item index; the first two are ignored.
@@ -196,7 +311,10 @@ class LogOracle:
         self.window = (low, high)
         self.days = days
         self.middle = days[len(days) // 2]
+        self.cut_day = days[0]
         self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
+
+        self.viral_N = self._viral(self.what.number)
 
         # A video waits, holds a place, holds one and is fresh, or has lost it: by state the days and the videos.
         device = item_ids.device
@@ -213,6 +331,7 @@ class LogOracle:
             columns = in_state_DI.any(0).nonzero()[:, 0]
             if columns.numel():
                 base_N, slope_N = self._draw(self.what[columns], holds, is_fresh)
+                base_N = (base_N + self.viral_N[columns]).float()
                 days_DN = in_state_DI[:, columns].float()
                 self.states.append((columns, days_DN, base_N, slope_N, self.what.topic[columns]))
 
@@ -233,9 +352,16 @@ class LogOracle:
 
     def score(self, batch: UserBatch) -> Tensor:
         """scores_BI from batch["user_key"], the raw user ids: the probability, float32 [B, num_items]."""
-        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), self._block)
+        return _in_blocks(self.world, batch["user_key"], self.what.number.numel(), lambda who, rows: self._block(who))
 
     __call__ = score
+
+    def next_in_visit(self, user_id: Tensor, intents_BK: Tensor) -> Tensor:
+        """scores_BI of a further positive in a visit whose intent is k with probability intents_BK[:, k], float32
+        [B, num_items]: see `intent_posterior`. With the user's taste as intents, the order is that of `score`."""
+        return _in_blocks(
+            self.world, user_id, self.what.number.numel(), lambda who, rows: self._block(who, intents_BK[rows].float())
+        )
 
     def visits(self, who: Users) -> Tensor:
         """Expected visits that start in the window, by day: float64 [B, days]."""
@@ -248,8 +374,9 @@ class LogOracle:
             rates.append(session_rate(world, who, day) * share)
         return torch.stack(rates, 1)
 
-    def _block(self, who: Users) -> Tensor:
+    def _block(self, who: Users, intents_BK: Tensor | None = None) -> Tensor:
         topics = torch.arange(self.world.num_topics, device=who.number.device)
+        who = drifted(self.world, who, self.middle)
         share_BK = taste(self.world, who, topics.expand(who.number.numel(), -1))
         visits_BD = self.visits(who).float()
         attention_BG = self._attention_per_probability(share_BK)
@@ -260,7 +387,7 @@ class LogOracle:
             below_BN, part_BN = _on_grid(p_BN, self.p_G)
             low_BN, high_BN = attention_BG.gather(1, below_BN), attention_BG.gather(1, below_BN + 1)
             expected_BI[:, columns] += p_BN * torch.lerp(low_BN, high_BN, part_BN) * (visits_BD @ days_DN)
-        return -torch.expm1(-expected_BI * _relevance_BN(self.world, who, self.what))
+        return -torch.expm1(-expected_BI * _relevance_BN(self.world, who, self.what, self.middle, intents_BK))
 
     def _draw(self, what: Videos, holds: Tensor | bool, is_fresh: Tensor | bool) -> tuple[Tensor, Tensor]:
         """`probability` on the middle day as base + slope * taste for the topic, float32 [N] each."""
@@ -272,6 +399,21 @@ class LogOracle:
             holds * world.taste_share * what.topic_popularity,
         )
 
+    def _viral(self, number: Tensor) -> Tensor:
+        """Share of the draws that bursts give to videos by number, the mean over the days of the window, [N]."""
+        world = self.world
+        viral = torch.zeros(number.shape, dtype=torch.float64, device=number.device)
+        if world.burst_share == 0:
+            return viral
+        for day in self.days:
+            viral += burst_probability(world, day, number, since=self.cut_day)
+            to_come = 1 - float(bursts(world, day, self.cut_day)[1].sum())
+            low, high = fresh_range(world, day)
+            anywhere = 1 - world.burst_fresh_share * (high > low)
+            viral += to_come * anywhere / high
+            viral += ((number >= low) & (number < high)) * (to_come * (1 - anywhere) / max(high - low, 1))
+        return viral * (world.burst_share / len(self.days))
+
     def _arrived_by_topic(self) -> Tensor:
         """Sums over the videos of a topic of q, q^2 and q^3, with q = 1 - exp(-p t), by the user's share of interest
         for the topic and by t: float64 [K, S, J, 3]."""
@@ -279,6 +421,7 @@ class LogOracle:
         what = videos(world, torch.arange(world.num_videos, device=self.t_J.device))
         there = what.upload_day <= day
         base_N, slope_N = self._draw(what, there & (day < what.replaced_day), _fresh(world, day, what))
+        base_N = base_N + self._viral(what.number)
         tables = []
         for share in self.share_S:
             p_N = there * (base_N + share * slope_N)
@@ -337,12 +480,12 @@ def _narrow(what: Videos) -> Videos:
     return Videos(**columns)
 
 
-def _in_blocks(world: World, user_id: Tensor, num_videos: int, score: Callable[[Users], Tensor]) -> Tensor:
+def _in_blocks(world: World, user_id: Tensor, num_videos: int, score: Callable[[Users, slice], Tensor]) -> Tensor:
     """Score users in blocks that fit a cache, with the reserved columns at 0."""
     who = users(world, user_numbers(world, user_id))
     size = max(1, PAIRS_AT_ONCE // num_videos)
     scores_BI = torch.zeros(user_id.numel(), num_videos + NUM_RESERVED, device=user_id.device)
     for start in range(0, user_id.numel(), size):
         rows = slice(start, start + size)
-        scores_BI[rows, NUM_RESERVED:] = score(who[rows])
+        scores_BI[rows, NUM_RESERVED:] = score(who[rows], rows)
     return scores_BI

@@ -8,13 +8,13 @@ like a shifted power law of r. Videos 0 .. num_places - 1 hold their own place a
 new, and from its upload day on holds the place of an older one, which from then on is only explored.
 So the policy's probabilities are always normalised in closed form, whatever the size.
 
-Left out so far: drifting taste, viral bursts, like, dislike and share, creators with an audience of
-their own, languages in the policy, places that change hands more than once.
+Taste drifts: the weight of a favourite topic swings around its mean with a period and a phase of its own. The path
+is part of the person, a function of (seed, id, day) like everything here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Self
 
@@ -50,7 +50,8 @@ DAY_US = 86_400_000_000
 (
     ACTIVITY, COUNTRY, AGE, DEVICE, SIGN_UP, HOURS, FAVOURITE, WEIGHT, USER_BIAS, USER_IDS,
     VIDEO_IDS, TAKES, ROTATION, SECOND_TOPIC, SECOND_SHARE, CREATOR, SPEAKS, DURATION, QUALITY, AGED,
-) = range(20)  # fmt: skip
+    PHASE, VIDEO_BIAS, BURST,
+) = range(23)  # fmt: skip
 
 
 def subseed(world: World, stream: int) -> int:
@@ -72,7 +73,7 @@ class _Table:
 
 @dataclass(frozen=True, eq=False)
 class Users(_Table):
-    """Users by number, B rows. `favourite` and `weight` are [B, J], the rest [B]."""
+    """Users by number, B rows. `favourite`, `weight` and `phase` are [B, J], the rest [B]."""
 
     number: Tensor  # int64
     rate: Tensor  # float64, expected sessions on a weekday
@@ -83,7 +84,8 @@ class Users(_Table):
     peak_hour: Tensor  # int64, 0 .. 23 UTC
     bias: Tensor  # float64, log-odds of clicking beside the average
     favourite: Tensor  # int64, topics; the same topic may come twice
-    weight: Tensor  # float64, sums to 1
+    weight: Tensor  # float64, sums to 1; at rest, see `drifted`
+    phase: Tensor  # float64 in (0, 1), of the swing of the weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,7 @@ class Videos(_Table):
     language: Tensor  # int64, row of LANGUAGES
     duration: Tensor  # float64, seconds
     quality: Tensor  # float64, standard normal over videos, higher for the popular
+    bias: Tensor  # float64, log-odds of being clicked beside what quality and taste say
     upload_day: Tensor  # int64; negative: before the month
     replaced_day: Tensor  # int64, the day from which another video holds the place; FOREVER if never
     popularity: Tensor  # float64, probability of its place among all places
@@ -135,7 +138,18 @@ def users(world: World, number: Tensor) -> Users:
         bias=world.user_bias_sigma * noise.normal(own(USER_BIAS)),
         favourite=(skewed * world.num_topics).long(),
         weight=weight / weight.sum(1, keepdim=True),
+        phase=noise.uniform(noise.extend(own(PHASE)[:, None], favourites)),
     )
+
+
+def drifted(world: World, who: Users, day: float) -> Users:
+    """The same users with the taste of a day: weight * exp(taste_drift * sin(2 pi (day / taste_period + phase))),
+    made to sum to 1 again."""
+    if world.taste_drift == 0:
+        return who
+    swing = torch.sin((day / world.taste_period + who.phase) * (2 * torch.pi))
+    weight = who.weight * torch.exp(world.taste_drift * swing)
+    return replace(who, weight=weight / weight.sum(1, keepdim=True))
 
 
 def taste(world: World, who: Users, topic: Tensor) -> Tensor:
@@ -254,6 +268,7 @@ def _videos(world: World, number: Tensor) -> Videos:
     fame = torch.special.ndtri(1 - midst) * world.quality_of_popular
     quality = fame + (1 - world.quality_of_popular**2) ** 0.5 * noise.normal(own(QUALITY))
     inner = places // topics
+    spread = world.feed_duration_sigma if world.is_feed else world.duration_sigma
     return Videos(
         number=number,
         place=place,
@@ -262,10 +277,9 @@ def _videos(world: World, number: Tensor) -> Videos:
         second_share=noise.uniform(own(SECOND_SHARE)) / 2,
         creator=creator,
         language=torch.where(speechless, LANGUAGES.index(SPEECHLESS), language),
-        duration=(world.duration_median * torch.exp(world.duration_sigma * noise.normal(own(DURATION))))
-        .clamp(5, 14400)
-        .round(),
+        duration=(world.typical_duration * torch.exp(spread * noise.normal(own(DURATION)))).clamp(5, 14400).round(),
         quality=quality,
+        bias=world.video_bias_sigma * noise.normal(own(VIDEO_BIAS)),
         upload_day=upload,
         replaced_day=replaced,
         popularity=zipf_cdf(world, place + 1, places) - zipf_cdf(world, place, places),
@@ -307,9 +321,9 @@ def video_numbers(world: World, ids: Tensor) -> Tensor:
     return _numbers(ids, subseed(world, VIDEO_IDS), world.num_videos, "item_id")
 
 
-def user_table(world: World) -> pl.DataFrame:
-    """What a platform knows of its users: one row each, no latent column."""
-    who = users(world, torch.arange(world.num_users))
+def user_table(world: World, number: Tensor | None = None) -> pl.DataFrame:
+    """What a platform knows of its users (all, or those with these numbers): one row each, no latent column."""
+    who = users(world, torch.arange(world.num_users) if number is None else number)
     return pl.DataFrame(
         {
             "user_id": user_ids(world, who.number).numpy(),
@@ -322,9 +336,9 @@ def user_table(world: World) -> pl.DataFrame:
     )
 
 
-def video_table(world: World) -> pl.DataFrame:
-    """What a platform knows of its videos: one row each, no latent column."""
-    what = videos(world, torch.arange(world.num_videos))
+def video_table(world: World, number: Tensor | None = None) -> pl.DataFrame:
+    """What a platform knows of its videos (all, or those with these numbers): one row each, no latent column."""
+    what = videos(world, torch.arange(world.num_videos) if number is None else number)
     return pl.DataFrame(
         {
             "item_id": video_ids(world, what.number).numpy(),

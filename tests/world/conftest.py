@@ -28,7 +28,7 @@ def micro(tiny: World) -> World:
     return replace(
         tiny, name="micro", num_users=60, num_videos=60, num_days=6, num_topics=5, new_video_share=0.25,
         fresh_days=2, max_depth=6, examination_scale=3.0, click_bias=-1.5, new_user_share=0.2,
-        fresh_share=0.1, taste_share=0.5, sessions_per_day=1.5, videos_per_creator=3,
+        fresh_share=0.1, taste_share=0.48, sessions_per_day=1.5, videos_per_creator=3,
     )  # fmt: skip
 
 

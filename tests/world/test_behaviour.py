@@ -41,7 +41,7 @@ def test_any_day_and_users_alone_equal_the_full_run(tiny: World, log: pl.DataFra
     mixed = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([9, 2, 1])))
     alone = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([2])))
     for name, column in alone.items():
-        if name != "row":
+        if name not in ("row", "session"):
             assert torch.allclose(column, mixed[name][mixed["row"] == 1], rtol=1e-14), name
 
 
@@ -58,7 +58,8 @@ def test_seeds(micro: World) -> None:
 
 def test_the_log_is_well_formed(tiny: World, log: pl.DataFrame) -> None:
     assert log.columns == [
-        "user_id", "item_id", "timestamp", "label", "position", "propensity", "watch_seconds", "session_id",
+        "user_id", "item_id", "timestamp", "label", "position", "propensity", "watch_seconds", "liked", "disliked",
+        "shared", "session_id",
     ]  # fmt: skip
     assert log.schema["timestamp"] == pl.Datetime("us", "UTC")
     assert log.null_count().sum_horizontal().item() == 0
@@ -95,7 +96,7 @@ def test_clicks_happen_as_often_as_stated(tiny: World) -> None:
     stated, clicked = [], []
     for day in range(10):
         rows = behaviour.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
-        stated.append(rows["relevance"] * behaviour.examination(tiny)[rows["position"]])
+        stated.append(rows["relevance"] * behaviour.examination(tiny)[rows["position"].long()])
         clicked.append(rows["label"])
     p, label = torch.cat(stated).numpy(), torch.cat(clicked).numpy()
     bins = np.searchsorted(np.quantile(p, np.linspace(0, 1, 21)[1:-1]), p)
@@ -119,22 +120,23 @@ def test_propensities_by_enumeration(micro: World) -> None:
     day, times = 3, 60_000
     rows = behaviour.impressions(micro, day, repeated(micro, 4, times), torch.arange(times))
     who, every = users(micro, torch.tensor([4])), videos(micro, torch.arange(micro.num_videos))
+    who = population.drifted(micro, who, day)
     p = behaviour.probability(micro, day, population.taste(micro, who, every.topic[None]), every)[0]
     first = rows["position"] == 0
     count = torch.bincount(rows["video"][first], minlength=micro.num_videos).numpy()
     assert chi_square(count, p.numpy() * count.sum()) > 1e-4
-    assert torch.allclose(rows["propensity"][first], p[rows["video"][first]])
+    assert torch.allclose(rows["propensity"][first].double(), p[rows["video"][first]], rtol=1e-6)
 
     second = (rows["position"] == 1).nonzero()[:, 0]
     a, b = rows["video"][second - 1], rows["video"][second]
-    assert torch.allclose(rows["propensity"][second], p[b] / (1 - p[a]))
+    assert torch.allclose(rows["propensity"][second].double(), p[b] / (1 - p[a]), rtol=1e-6)
     pair = (p[:, None] * p / (1 - p[:, None])).fill_diagonal_(0)
     count = torch.bincount(a * micro.num_videos + b, minlength=micro.num_videos**2).numpy()
     assert chi_square(count, pair.flatten().numpy() * count.sum()) > 1e-4
 
     third = (rows["position"] == 2).nonzero()[:, 0]
     above = p[rows["video"][third - 1]] + p[rows["video"][third - 2]]
-    assert torch.allclose(rows["propensity"][third], p[rows["video"][third]] / (1 - above))
+    assert torch.allclose(rows["propensity"][third].double(), p[rows["video"][third]] / (1 - above), rtol=1e-6)
 
 
 def test_visits_follow_rate_hour_depth_and_taste(micro: World) -> None:
@@ -170,19 +172,110 @@ def test_nobody_comes_before_signing_up(micro: World) -> None:
     assert (behaviour.session_rate(micro, who, 2)[late] == 0).all()
 
 
-def test_watch_time_is_as_long_as_expected(tiny: World) -> None:
+@pytest.mark.parametrize("surface", ["homepage", "feed"])
+def test_responses_are_those_that_the_formulas_state(tiny: World, surface: str) -> None:
+    """The compiled rows against the vectorised formulas that the answer key uses."""
+    world = replace(tiny, surface=surface)
     seconds, expected, squares = 0.0, 0.0, 0.0
-    for day in range(8):
-        rows = behaviour.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
-        clicked = rows["label"]
-        who, what = users(tiny, rows["user"][clicked]), videos(tiny, rows["video"][clicked])
-        first = behaviour.log_taste(tiny, population.taste(tiny, who, what.topic))
-        mean = behaviour.expected_watch(tiny, first, what)
-        watched = rows["watch_seconds"][clicked]
-        seconds, expected = seconds + float(watched.sum()), expected + float(mean.sum())
-        squares += float((watched - mean).square().sum())
-        assert 0.05 < float((watched == what.duration).double().mean()) < 0.5
+    for day in (1, 6, 12, 20):
+        everybody = users(world, torch.arange(world.num_users))
+        rows = behaviour.impressions(world, day, everybody)
+        today = population.drifted(world, everybody, day)
+        shown, what = today[rows["row"]], videos(world, rows["video"])
+        share, second = (population.taste(world, shown, topic) for topic in (what.topic, what.second_topic))
+        wanted = behaviour.interest(
+            world, behaviour.log_taste(world, share), behaviour.log_taste(world, second),
+            behaviour.speaks(shown.country, what.language), shown.bias, what, day,
+        ) + behaviour.intent_interest(world, rows["intent"], what)  # fmt: skip
+        visits = behaviour.sessions(world, day, today)
+        wanted += world.context_gain * behaviour.length(world, what) * visits["evening"][rows["session"]]
+        assert torch.allclose(rows["relevance"], behaviour.positive(world, wanted, what), rtol=1e-9)
+        p = behaviour.probability(world, day, share, what)
+        first = rows["position"] == 0
+        assert torch.allclose(rows["propensity"][first].double(), p[first], rtol=1e-6)
+
+        plays = torch.ones_like(rows["label"], dtype=torch.bool) if world.is_feed else rows["label"] == 1
+        watched, mean = rows["watch_seconds"].double(), behaviour.expected_watch(world, wanted, what)
+        assert (watched[~plays] == 0).all()
+        seconds, expected = seconds + float(watched[plays].sum()), expected + float(mean[plays].sum())
+        squares += float((watched - mean)[plays].square().sum())
+        assert 0.05 < float((watched == what.duration)[plays].double().mean()) < 0.6
+        for name, sign, bias in (("liked", 1, world.like_bias), ("shared", 1, world.share_bias)):
+            x = sign * (world.reaction_gain * wanted + world.reaction_watch * watched / what.duration)
+            stated = torch.sigmoid(bias + x)[plays]
+            z = (rows[name][plays].sum() - stated.sum()) / (stated * (1 - stated)).sum().sqrt()
+            assert abs(float(z)) < 4.5, name
+        assert not (rows["liked"] & rows["disliked"]).any()
+        assert not (rows["liked"] | rows["disliked"] | rows["shared"])[~plays].any()
+        if world.is_feed:
+            long = (watched >= what.duration.clamp(max=18)) == (rows["label"] == 1)
+            assert long.all()
     assert abs(seconds - expected) < 4 * squares**0.5
+
+
+def test_draws_follow_ten_million_probabilities(tiny: World) -> None:
+    """Clicks, first positions and examined positions of ten million rows against what was stated."""
+    world = replace(tiny, sessions_per_day=9.0, max_sessions_per_day=24, new_user_share=0.0)
+    everybody = users(world, torch.arange(world.num_users))
+    labels, stated = torch.zeros(100, dtype=torch.float64), torch.zeros(100, dtype=torch.float64)
+    shown, drawn = (torch.zeros(world.num_videos, dtype=torch.float64) for _ in range(2))
+    every = videos(world, torch.arange(world.num_videos))
+    total, variance = 0, torch.zeros(100, dtype=torch.float64)
+    for day in range(30):
+        rows = behaviour.impressions(world, day, everybody)
+        total += rows["video"].numel()
+        position = rows["position"].long()
+        p = rows["relevance"] * behaviour.examination(world)[position]
+        labels.index_add_(0, position, rows["label"].double())
+        stated.index_add_(0, position, p)
+        variance.index_add_(0, position, p * (1 - p))
+        today = population.drifted(world, everybody, day)
+        first = torch.bincount(rows["row"][position == 0], minlength=world.num_users).double()
+        shown += torch.bincount(rows["video"][position == 0], minlength=world.num_videos)
+        share = population.taste(world, today, torch.arange(world.num_topics).expand(world.num_users, -1))
+        p_BN = behaviour.probability(world, day, share[:, every.topic], every)
+        drawn += first @ p_BN
+    assert total > 10_000_000
+    z = (labels - stated) / variance.sqrt()
+    assert stats.chi2.sf(float(z.square().sum()), 100) > 1e-4
+    assert chi_square(shown.numpy(), drawn.numpy()) > 1e-4
+
+
+def test_a_burst_relaxes_as_a_power_law(tiny: World) -> None:
+    world = replace(tiny, burst_share=0.2, taste_share=0.35, bursts_per_day=2)
+    video = int(behaviour.burst_videos(world, 10)[0])
+    share = [float(behaviour.burst_probability(world, day, torch.tensor(video))) for day in range(9, 26)]
+    assert share[0] < share[1] / 5
+    assert share[3] / share[1] == pytest.approx(3**-world.burst_exponent, rel=0.3)
+    assert float(behaviour.bursts(world, 12)[1].sum()) == pytest.approx(1)
+    assert float(behaviour.bursts(world, 12, since=12)[1].sum()) < 0.8
+    assert len(behaviour.bursts(world, 30, since=2)[0]) == 0
+    views = [behaviour.impressions(world, day, users(world, torch.arange(2000)))["video"] for day in (9, 10, 14)]
+    before, peak, after = (int((shown == video).sum()) for shown in views)
+    assert peak > 3 * before
+    assert before <= after < peak / 2
+    none = replace(tiny, burst_share=0.0, taste_share=0.55)
+    assert (videos(none, torch.tensor([video])).number == video).all()
+    affinity = torch.full((world.num_videos,), 0.1).double()
+    with_bursts, without = (
+        behaviour.probability(w, 10, affinity, videos(w, torch.arange(w.num_videos)))[video] for w in (world, none)
+    )
+    assert float(with_bursts) > 5 * float(without)
+
+
+def test_seasons_drift_and_bursts_can_be_switched_off(tiny: World) -> None:
+    flat = replace(tiny, weekend_gain=1.0, hour_concentration=0.0, taste_drift=0.0)
+    who = users(flat, torch.arange(200))
+    assert torch.equal(behaviour.session_rate(flat, who, 28), behaviour.session_rate(flat, who, 29))
+    assert torch.allclose(behaviour.hour_cdf(flat).diff(dim=1), torch.full((24, 24), 1 / 24).double())
+    assert population.drifted(flat, who, 9) is who
+    moved = population.drifted(tiny, who, 20).weight - population.drifted(tiny, who, 0).weight
+    assert float(moved.abs().max()) > 0.1
+    assert torch.allclose(moved.sum(1), torch.zeros(200).double(), atol=1e-12)
+
+
+def test_the_number_of_workers_does_not_matter(micro: World) -> None:
+    assert_frame_equal(behaviour.log(micro, workers=1), behaviour.log(micro, workers=3), check_exact=True)
 
 
 def test_a_huge_world_needs_no_table(tiny: World) -> None:

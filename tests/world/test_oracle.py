@@ -27,11 +27,11 @@ def frequencies(world: World, number: int, cut: int, end: int, times: int) -> to
     """How often the user clicks each video at least once in [cut, end), over fresh months."""
     who = users(world, torch.full((times,), number))
     clicked = torch.zeros(times, world.num_videos, dtype=torch.bool)
-    step = int(world.seconds_per_impression * 1_000_000)
     for day in range(world.num_days):
         rows = behaviour.impressions(world, day, who, torch.arange(times) + 10**9)
-        start = rows["timestamp"] - rows["position"] * step
-        hits = rows["label"] & (start >= cut) & (start < end)
+        first = (rows["position"] == 0).nonzero()[:, 0]
+        start = rows["timestamp"][first][rows["session"]]
+        hits = (rows["label"] == 1) & (start >= cut) & (start < end)
         clicked[rows["row"][hits], rows["video"][hits]] = True
     return clicked.double().mean(0)
 
@@ -43,18 +43,22 @@ def test_relevance_is_the_mean_over_intents(tiny: World) -> None:
     mean = torch.zeros(200, dtype=torch.float64)
     for topic in range(tiny.num_topics):
         intent = torch.full((200,), topic)
-        mean += population.taste(tiny, who, intent) * relevance(tiny, user, item, intent=intent)
+        share = population.taste(tiny, population.drifted(tiny, who, 0), intent)
+        mean += share * relevance(tiny, user, item, intent=intent)
     assert torch.allclose(relevance(tiny, user, item), mean)
     assert relevance(tiny, user, item).max() > 20 * relevance(tiny, user, item).min()
 
 
-def test_relevance_is_what_impressions_are_drawn_with(tiny: World) -> None:
-    rows = behaviour.impressions(tiny, 2, users(tiny, torch.arange(100)))
-    user, item = (
-        population.user_ids(tiny, rows["user"]),
-        population.video_ids(tiny, rows["video"]),
-    )
-    assert torch.equal(relevance(tiny, user, item, intent=rows["intent"]), rows["relevance"])
+@pytest.mark.parametrize("surface", ["homepage", "feed"])
+def test_relevance_is_what_impressions_are_drawn_with(tiny: World, surface: str) -> None:
+    world = replace(tiny, surface=surface)
+    rows = behaviour.impressions(world, 2, users(world, torch.arange(100)))
+    first = (rows["position"] == 0).nonzero()[:, 0]
+    for z in first[:30].tolist():
+        some = slice(z, z + 1)
+        at = int(rows["timestamp"][z])
+        stated = relevance(world, rows["user_id"][some], rows["item_id"][some], at, intent=rows["intent"][some])
+        assert torch.allclose(stated, rows["relevance"][some], rtol=1e-6)
 
 
 def test_relevance_scorer_agrees_with_relevance(tiny: World) -> None:
@@ -67,7 +71,15 @@ def test_relevance_scorer_agrees_with_relevance(tiny: World) -> None:
 
 
 # Beside a plain micro world one where a visit shows half of what there is, mostly from one topic.
-@pytest.mark.parametrize(("changes", "number"), [({}, 4), ({}, 1), ({"max_depth": 15, "depth_exponent": 0.2}, 4)])
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, 4),
+        ({}, 1),
+        ({"max_depth": 15, "depth_exponent": 0.2}, 4),
+        ({"surface": "feed", "feed_watch_bias": -4.0}, 4),
+    ],
+)
 def test_log_oracle_states_the_frequencies_of_redrawn_months(micro: World, changes: dict, number: int) -> None:
     world, times = replace(micro, **changes), 4_000 if "max_depth" in changes else 16_000
     cut = world.start_us + 3 * DAY_US + 17 * HOUR_US + 12345
@@ -143,7 +155,7 @@ def test_utility_is_what_a_shown_list_earns(micro: World) -> None:
     ids = population.video_ids(micro, item)
     topics = torch.arange(micro.num_topics)
     who = users(micro, torch.tensor([number]))
-    share = population.taste(micro, who, topics[None])[0]
+    share = population.taste(micro, population.drifted(micro, who, 0), topics[None])[0]
     intent = torch.multinomial(share, times, replacement=True, generator=random)
     u = torch.rand(3, times, 4, generator=random, dtype=torch.float64)
     reached = u[0, :, :1] < torch.arange(1, 5) ** -micro.depth_exponent
@@ -156,12 +168,35 @@ def test_utility_is_what_a_shown_list_earns(micro: World) -> None:
     assert float(clicked.sum(1).mean()) == pytest.approx(
         float(clicks[0]), abs=4 * float(clicked.sum(1).std()) / times**0.5
     )
-    what = videos(micro, item)
-    first = behaviour.log_taste(micro, population.taste(micro, who, what.topic[None])[0])
-    watched = clicked * behaviour.expected_watch(micro, first, what)
-    assert float(watched.sum(1).mean()) == pytest.approx(
-        float(seconds[0]), abs=4 * float(watched.sum(1).std()) / times**0.5
-    )
+    # Seconds follow the interest, which the intent is part of.
+    assert float(seconds[0]) > float(clicks[0])
+    assert utility(micro, user, ids[None], micro.start_us + 5 * DAY_US)[0] != clicks
+
+
+def test_seconds_of_a_list_are_those_of_its_intents(tiny: World) -> None:
+    for world in (tiny, replace(tiny, surface="feed")):
+        number, item = torch.tensor([7]), torch.tensor([11])
+        user, ids = population.user_ids(world, number), population.video_ids(world, item)
+        who, what = population.drifted(world, users(world, number), 0), videos(world, item)
+        share = [population.taste(world, who, topic) for topic in (what.topic, what.second_topic)]
+        first, second = (behaviour.log_taste(world, s) for s in share)
+        plain = behaviour.interest(
+            world, first, second, behaviour.speaks(who.country, what.language), who.bias, what, 0
+        )
+        clicks = seconds = 0.0
+        for hour in range(24):
+            cdf = behaviour.hour_cdf(world)[who.peak_hour[0]]
+            at = behaviour.evening(torch.tensor([hour + 0.5]).double(), who.country)
+            for topic in range(world.num_topics):
+                wanted = plain + world.context_gain * behaviour.length(world, what) * at
+                wanted = wanted + behaviour.intent_interest(world, torch.tensor([topic]), what)
+                chance = float(cdf.diff()[hour]) * float(population.taste(world, who, torch.tensor([topic])))
+                hit = float(behaviour.positive(world, wanted, what))
+                clicks += chance * hit
+                seconds += chance * float(behaviour.expected_watch(world, wanted, what)) * (1 if world.is_feed else hit)
+        stated = utility(world, user, ids[None])
+        assert float(stated[0]) == pytest.approx(clicks, rel=0.01)
+        assert float(stated[1]) == pytest.approx(seconds, rel=0.01)
 
 
 def test_the_most_relevant_list_has_the_best_utility(tiny: World) -> None:

@@ -140,6 +140,8 @@ def test_attributes_of_a_huge_world_need_no_table(tiny: World) -> None:
         ("explore_share", 0.0, "explore_share must be greater than 0"),
         ("new_video_share", 0.0, "needs a new video every day"),
         ("max_sessions_per_day", 100, "at most 24"),
+        ("surface", "tv", "surfaces are homepage and feed"),
+        ("bursts_per_day", 1 << 18, "more than 2\\*\\*20 bursts"),
         ("start", "soon", "must be a date like"),
         ("start", "2026-01-05T12:00", "without a time"),
     ],
