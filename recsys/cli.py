@@ -1,4 +1,4 @@
-"""The command line: recsys train | evaluate | recommend | resume | compare | generate | doctor.
+"""The command line: recsys train | evaluate | recommend | resume | compare | generate | world | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -23,6 +23,7 @@ recsys: a research lab for recommender systems
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
   recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
                                                  a synthetic world's log as Parquet by day; again: goes on
+  recsys world validate world=small              its statistics beside published ones
   recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
   recsys doctor                                  versions and devices, with a kernel run on each
 
@@ -159,7 +160,7 @@ def _recommend(arguments: list[str]) -> None:
     options = _options(arguments, required=("run", "users"), optional=("k", "out"))
     import polars as pl
 
-    from recsys import tracking
+    from recsys import atomic, tracking
     from recsys.run import Run, read_user_ids
 
     if not options.get("k", "100").isdigit():
@@ -217,6 +218,25 @@ def _generate(arguments: list[str]) -> None:
         f"{found['files']:,} files, {found['bytes'] / 1e6:,.1f} MB\ncontent hash {found['content_hash']}\n"
         f"next: recsys train data=table data.path='{options['path']}/day=*/*.parquet' data.columns.label=label\n"
     )
+
+
+def _world(arguments: list[str]) -> None:
+    if arguments[:1] != ["validate"]:
+        raise ValueError("recsys world: expected `recsys world validate world=…`")
+    strangers = [a for a in arguments[1:] if not a.startswith(("world=", "world."))]
+    _options(strangers)
+    from recsys import config
+    from recsys.world.validation import validate
+
+    world = config.build(config.compose("data=world", *arguments[1:]).world)
+    report = validate(world)
+    rows = [
+        ["" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row]
+        for row in report.iter_rows()
+    ]
+    _print_table(f"world {world.name}", report.columns, rows)
+    if (report["verdict"] == "missed").any():
+        _fail("a published statistic is missed", 1)
 
 
 def _whole(options: dict[str, str], name: str) -> int | None:
@@ -325,6 +345,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recommend": _recommend,
     "compare": _compare,
     "generate": _generate,
+    "world": _world,
     "doctor": _doctor,
 }
 

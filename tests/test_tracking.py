@@ -30,7 +30,7 @@ FILL = """
 import resource, signal, sys
 from pathlib import Path
 import polars as pl, torch
-from recsys import tracking
+from recsys import atomic, tracking
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 path = Path(sys.argv[2])

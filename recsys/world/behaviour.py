@@ -348,8 +348,9 @@ def _all_records(world: World, device: str) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _day_tables(world: World, day: int, device: str) -> tuple[Tensor, ...]:
-    """Constants for visit.cu; the bursts as (video, edge) to draw from and as (video, share) to look up; examination."""
+    """Constants for visit.cu, the bursts as (video, edge) to draw from and (video, share) to look up, examination."""
     low, high = fresh_range(world, day)
+    bits = noise.half_bits(world.num_places)
     video, share = bursts(world, day)
     bursting = video.unique()
     head = world.popularity_head
@@ -363,7 +364,7 @@ def _day_tables(world: World, day: int, device: str) -> tuple[Tensor, ...]:
 
     own = {
         "day": day, "fresh_low": low, "fresh_high": high, "num_bursts": len(video), "num_bursting": len(bursting),
-        "feed": world.is_feed, "by_row": world.num_videos > TABLE_LIMIT, "takes_bits": noise.half_bits(world.num_places),
+        "feed": world.is_feed, "by_row": world.num_videos > TABLE_LIMIT, "takes_bits": bits,
         "shown_stream": SHOWN, "response_stream": RESPONSE, "step_us": int(world.seconds_per_impression * 1_000_000),
         "rotation_key": int(noise.key(world.seed, ROTATION)), "zipf_power": power,
         "head": head * world.num_places, "top": top(world.num_places), "inner_head": head * inner,
