@@ -137,7 +137,7 @@ def _viral(world: World) -> np.ndarray:
 def _feed(world: World, numbers: range) -> Iterator[Line]:
     month = users(world, torch.arange(len(numbers))).sign_up_day.numpy() <= 0
     names = ("label", "liked", "shared", "disliked", "watch_seconds")
-    sums, total, complete = dict.fromkeys(names, 0.0), 0, 0
+    sums, total, complete = dict.fromkeys(names, 0.0), 0, 0.0
     low = 0
     for rows in stream(world, numbers=numbers):
         here = torch.from_numpy(month)[rows["row"] + low]

@@ -1,0 +1,138 @@
+"""The synthetic world: impressions a second in memory and as a stream, writing against Polars, and peak memory.
+
+    python benchmarks/bench_world.py [--world small] [--rows 100000000] [--out benchmarks/results/world_cpu.json]
+
+Writing is compared with Polars on the same ready frame: zstd, statistics, to the same disk, in turns; the difference is
+the digest of the content, fsync and the rename. Peak memory is that of a process of its own which streams --rows
+impressions of world large, and of one that writes ten million rows of world youtube. The GPU figure, where there is a
+GPU, stands beside the bandwidth of a device copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from recsys import atomic, backend, config
+from recsys.world import World, behaviour, writer
+from recsys.world.population import users
+
+MEMORY = """
+import resource, sys, tempfile, time
+from recsys import config
+from recsys.world import writer
+name, rows, write = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "write"
+world = config.build(config.compose("data=world", f"world={name}").world)
+start, count = time.perf_counter(), 0
+if write:
+    with tempfile.TemporaryDirectory() as folder:
+        count = writer.generate(world, folder + "/log", rows=rows)["rows"]
+else:
+    for block in writer.stream(world):
+        count += len(block["label"])
+        if count >= rows:
+            break
+print(count, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def preset(name: str) -> World:
+    return config.build(config.compose("data=world", f"world={name}").world)
+
+
+def rate(world: World, repeats: int) -> float:
+    """Rows a second of the whole log as a frame, all columns, the median."""
+    behaviour.log(world, days=range(1))
+    rates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        rows = behaviour.log(world).height
+        rates.append(rows / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def writing(world: World, repeats: int) -> dict[str, float]:
+    """Seconds to write one part of ours, and by Polars alone, in turns."""
+    rows = behaviour.log(world, days=range(1), numbers=range(min(world.num_users, writer.USERS_A_PART)))
+    seconds: dict[str, list[float]] = {"ours": [], "polars": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(2 * repeats + 2):
+            which = ("ours", "polars")[turn % 2]
+            path = Path(folder) / f"{turn}.parquet"
+            start = time.perf_counter()
+            if which == "ours":
+                writer.write_frame(path, rows)
+            else:
+                rows.write_parquet(path, compression="zstd", statistics=True)
+            if turn > 1:
+                seconds[which].append(time.perf_counter() - start)
+            path.unlink()
+    ours, polars = (statistics.median(seconds[name]) for name in ("ours", "polars"))
+    return {"rows": rows.height, "seconds": ours, "seconds_polars": polars, "ratio": ours / polars}
+
+
+def memory(name: str, rows: int, how: str) -> dict[str, float]:
+    """Rows, rows a second and peak bytes of a process of its own."""
+    command = [sys.executable, "-c", MEMORY, name, str(rows), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, seconds, peak = done.stdout.split()
+    return {"rows": int(count), "rows_per_second": int(count) / float(seconds), "peak_bytes": int(peak)}
+
+
+def on_gpu(world: World) -> dict[str, float]:
+    """Rows a second streamed into device memory, beside the bandwidth of a copy."""
+    who = users(world, torch.arange(min(world.num_users, 1 << 20), device="cuda"))
+    behaviour.impressions(world, 0, who)
+    torch.cuda.synchronize()
+    start, count = time.perf_counter(), 0
+    for day in range(world.num_days):
+        count += len(behaviour.impressions(world, day, who)["label"])
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    block = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    other = torch.empty_like(block)
+    other.copy_(block)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(10):
+        other.copy_(block)
+    torch.cuda.synchronize()
+    return {"rows_per_second": count / seconds, "copy_bytes_per_second": 20 * 2**30 / (time.perf_counter() - start)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="small")
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    result = {
+        "hardware": backend.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "versions": {"torch": torch.__version__, "polars": pl.__version__},
+        "world": arguments.world,
+        "rows_per_second": rate(preset(arguments.world), arguments.repeats),
+        "writing": writing(preset("large"), arguments.repeats),
+        "stream_large": memory("large", arguments.rows, "stream"),
+        "write_youtube": memory("youtube", 10_000_000, "write"),
+        "own_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if torch.cuda.is_available():
+        result["gpu"] = on_gpu(preset("large"))
+    if arguments.out:
+        atomic.write_json(arguments.out, result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
