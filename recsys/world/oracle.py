@@ -113,13 +113,13 @@ def _relevance(
     spread: Tensor | None = None,
     intent: Tensor | None = None,
 ) -> Tensor:
-    """Relevance of rows, float64 [N]; context, spread: mean and variance of `evening`."""
+    """Relevance of rows, float64 [N]; context, spread: mean and variance of `evening`, no variance at one moment."""
     who = drifted(world, who, day)
     share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
-    wanted = _interest(world, who, share, second, what, day, context, spread, who.bias, who.country)
+    wanted = _interest(world, who, share, second, what, day, context, who.bias, who.country)
     if intent is not None:
-        return positive(world, wanted + intent_interest(world, intent, what), what)
-    return _over_intents(world, wanted, share, second, what)
+        return _over_hours(world, positive(world, wanted + intent_interest(world, intent, what), what), what, spread)
+    return _over_intents(world, wanted, share, second, what, spread)
 
 
 def _interest(
@@ -130,17 +130,13 @@ def _interest(
     what: Videos,
     day: int,
     context: Tensor,
-    spread: Tensor | None,
     bias: Tensor,
     country: Tensor,
 ) -> Tensor:
-    """Interest without the intent, the context averaged over the user's hours: exp(x) of a normal x has the mean
-    exp(mean + variance / 2), and rare positives go with exp(interest)."""
+    """Interest without the intent, at the mean context."""
     understood = speaks(country, what.language)
     plain = interest(world, log_taste(world, share), log_taste(world, second), understood, bias, what, day)
-    lift = world.context_gain * length(world, what)
-    plain = plain + lift * context
-    return plain if spread is None else plain + lift * lift * spread / 2
+    return plain + world.context_gain * length(world, what) * context
 
 
 def usual_evening(world: World, who: Users) -> tuple[Tensor, Tensor]:
@@ -152,13 +148,26 @@ def usual_evening(world: World, who: Users) -> tuple[Tensor, Tensor]:
     return mean, (share * value * value).sum(1) - mean * mean
 
 
-def _over_intents(world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos) -> Tensor:
+def _over_hours(world: World, p: Tensor, what: Videos, spread: Tensor | None) -> Tensor:
+    """The mean of a sigmoid whose argument varies with the context, from its value p at the mean: second order."""
+    if spread is None or world.context_gain == 0:
+        return p
+    lift = world.context_gain * length(world, what) * (world.watch_gain if world.is_feed else 1.0)
+    return p + p * (1 - p) * (1 - 2 * p) * (lift * lift * spread / 2)
+
+
+def _over_intents(
+    world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos, spread: Tensor | None
+) -> Tensor:
     """The mean over intents: the first topic, the second, or neither. first, second: `taste` of them."""
     same = what.topic == what.second_topic
     weight = torch.where(same, 0.0, second)
-    in_first = positive(world, wanted + intent_interest(world, what.topic, what), what)
-    in_second = positive(world, wanted + intent_interest(world, what.second_topic, what), what)
-    return first * in_first + weight * in_second + (1 - first - weight) * positive(world, wanted, what)
+    in_first, in_second = (
+        _over_hours(world, positive(world, wanted + intent_interest(world, topic, what), what), what, spread)
+        for topic in (what.topic, what.second_topic)
+    )
+    in_neither = _over_hours(world, positive(world, wanted, what), what, spread)
+    return first * in_first + weight * in_second + (1 - first - weight) * in_neither
 
 
 def _relevance_BN(world: World, who: Users, what: Videos, day: int, intents_BK: Tensor | None = None) -> Tensor:
@@ -169,10 +178,10 @@ def _relevance_BN(world: World, who: Users, what: Videos, day: int, intents_BK: 
     first, second = share[:, what.topic], share[:, what.second_topic]
     context, spread = (column[:, None].float() for column in usual_evening(world, who))
     bias, country = who.bias[:, None].float(), who.country[:, None]
-    wanted = _interest(world, who, first, second, what, day, context, spread, bias, country)
+    wanted = _interest(world, who, first, second, what, day, context, bias, country)
     if intents_BK is not None:
         first, second = intents_BK[:, what.topic], intents_BK[:, what.second_topic]
-    return _over_intents(world, wanted, first, second, what)
+    return _over_intents(world, wanted, first, second, what, spread)
 
 
 # --- utility ----------------------------------------------------------------------------------------
@@ -202,7 +211,7 @@ def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = No
     shown = attention(world)[:K].to(lists.device)
     who, (context, spread) = drifted(world, who, day), usual_evening(world, who)
     share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
-    wanted = _interest(world, who, share, second, what, day, context, spread, who.bias, who.country)
+    wanted = _interest(world, who, share, second, what, day, context, who.bias, who.country)
 
     # By intent: what is clicked for is also watched for.
     same = what.topic == what.second_topic
@@ -210,7 +219,7 @@ def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = No
     clicks, seconds = torch.zeros_like(wanted), torch.zeros_like(wanted)
     for probability, topic in ((share, what.topic), (weight, what.second_topic), (1 - share - weight, None)):
         now = wanted if topic is None else wanted + intent_interest(world, topic, what)
-        hit = positive(world, now, what)
+        hit = _over_hours(world, positive(world, now, what), what, spread)
         clicks += probability * hit
         seconds += probability * expected_watch(world, now, what) * (1.0 if world.is_feed else hit)
     return (clicks.view(B, K) * shown).sum(1), (seconds.view(B, K) * shown).sum(1)
@@ -265,7 +274,7 @@ def intent_posterior(world: World, day: int, rows: Columns, query: Tensor) -> Te
     first, second = share_QK[owner, what.topic], share_QK[owner, what.second_topic]
     hour = (rows["timestamp"][above][owner] - world.start_us) % DAY_US / 3_600_000_000
     context = evening(hour.double(), who.country[owner])
-    wanted = _interest(world, who, first, second, what, day, context, None, who.bias[owner], who.country[owner])
+    wanted = _interest(world, who, first, second, what, day, context, who.bias[owner], who.country[owner])
     examined = examination(world).to(query.device)[rows["position"][row].long()]
 
     def log_likelihood(topic: Tensor | None) -> Tensor:
@@ -311,7 +320,8 @@ class LogOracle:
         self.window = (low, high)
         self.days = days
         self.middle = days[len(days) // 2]
-        self.cut_day = days[0]
+        # From this day on bursts are unknown: they break out at midnight.
+        self.unknown = days[0] + int(low > world.start_us + days[0] * DAY_US)
         self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
 
         self.viral_N = self._viral(self.what.number)
@@ -406,8 +416,8 @@ class LogOracle:
         if world.burst_share == 0:
             return viral
         for day in self.days:
-            viral += burst_probability(world, day, number, since=self.cut_day)
-            to_come = 1 - float(bursts(world, day, self.cut_day)[1].sum())
+            viral += burst_probability(world, day, number, since=self.unknown)
+            to_come = 1 - float(bursts(world, day, self.unknown)[1].sum())
             low, high = fresh_range(world, day)
             anywhere = 1 - world.burst_fresh_share * (high > low)
             viral += to_come * anywhere / high

@@ -17,13 +17,14 @@ import torch
 from recsys.world.behaviour import burst_videos, impressions
 from recsys.world.constants import World
 from recsys.world.oracle import LogOracle, intent_posterior
-from recsys.world.population import DAY_US, user_ids, users, video_ids, videos
+from recsys.world.population import DAY_US, TABLE_LIMIT, user_ids, users, video_ids, videos
 from recsys.world.views import lifetime_views
 from recsys.world.writer import expected_rows, stream
 
 CONCENTRATION = ((0.0016, 0.045, 0.01), (0.037, 0.38, 0.03), (0.10, 0.60, 0.03))  # share of videos, of views, tolerance
 RATES_FROM_USERS = 50_000  # the tolerances of rates hold for worlds of so many users, and of a month
 LOG_LIMIT = 100_000_000  # rows that a report is willing to generate
+LOG_LIMIT_WITHOUT_TABLE = 5_000_000  # likewise where every row computes its video's attributes
 SAMPLE = 40_000  # videos whose expected views are looked at
 
 
@@ -52,7 +53,8 @@ def validate(world: World) -> pl.DataFrame:
     a run of users that fits is measured, and concentration only if that is all of them or a large part; of a world that
     is larger still, the expected views of its videos.
     """
-    part = min(1.0, LOG_LIMIT / expected_rows(world))
+    limit = LOG_LIMIT if world.num_videos <= TABLE_LIMIT else LOG_LIMIT_WITHOUT_TABLE
+    part = min(1.0, limit / expected_rows(world))
     numbers = range(max(1, int(world.num_users * part)))
     lines = [*_homepage(replace(world, surface="homepage"), numbers)]
     lines += _feed(replace(world, surface="feed"), range(min(len(numbers), 20_000)))

@@ -9,6 +9,7 @@ law Beta(n, num_favourites - n); biases are normal. Gauss quadrature over both; 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import product
 
@@ -30,7 +31,7 @@ from recsys.world.oracle import attention, usual_evening
 from recsys.world.population import COUNTRIES, LANGUAGES, SPEECHLESS, Videos, users
 
 NODES = 4
-MOST_FAVOURITES = 2  # of one topic; three of four the same are rare enough to count as two
+MOST_FAVOURITES = 4  # of one topic that are told apart
 
 
 def lifetime_days(world: World) -> float:
@@ -117,9 +118,9 @@ AGED = 1 << 15  # a day by which every video is old
 
 def _binomial(n: int, k: int, q: Tensor) -> Tensor:
     """P(k of n), the last k that is told apart holding all above it."""
-    if k == MOST_FAVOURITES:
-        return 1 - (1 - q) ** n - n * q * (1 - q) ** (n - 1)
-    return (n * q * (1 - q) ** (n - 1)) if k else (1 - q) ** n
+    if k < MOST_FAVOURITES:
+        return math.comb(n, k) * q**k * (1 - q) ** (n - k)
+    return 1 - sum((_binomial(n, i, q) for i in range(k)), torch.zeros_like(q))
 
 
 @lru_cache(maxsize=8)

@@ -11,18 +11,21 @@ from recsys.world.population import taste, users, videos
 
 
 def test_means_over_users_are_those_of_the_users(tiny: World) -> None:
-    world = replace(tiny, taste_drift=0.0)
-    who, what = users(world, torch.arange(2000)), videos(world, torch.arange(0, 2000, 10))
-    share = taste(world, who, what.topic.expand(2000, -1))
+    world = replace(tiny, taste_drift=0.0, num_users=10_000)
+    who, what = users(world, torch.arange(10_000)), videos(world, torch.arange(0, 2000, 20))
+    share = taste(world, who, what.topic.expand(10_000, -1))
     relevance = _relevance_BN(world, who, what, views.AGED).double()
     mean, tasty = views._mean_relevance(world, what)
     for seen, stated in ((relevance.mean(0), mean), ((share * relevance).mean(0), tasty)):
-        assert float((seen / stated).mean()) == pytest.approx(1, abs=0.02)
-        assert float((seen / stated).std()) < 0.2  # 2,000 users are a sample
+        assert float((seen / stated).mean()) == pytest.approx(
+            1, abs=0.04
+        )  # a second topic with two favourites counts as one
+        assert float((seen / stated).std()) < 0.15
 
 
 def test_topic_shares(tiny: World) -> None:
-    seen = torch.bincount(users(tiny, torch.arange(2000)).favourite.flatten(), minlength=tiny.num_topics) / 8000
+    seen = torch.bincount(users(tiny, torch.arange(2000)).favourite.flatten(), minlength=tiny.num_topics)
+    seen = seen / seen.sum()
     assert torch.allclose(seen.double(), views.topic_shares(tiny), atol=0.01)
 
 
