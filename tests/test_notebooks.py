@@ -46,3 +46,20 @@ def test_quickstart(tmp_path: Path) -> None:
     drawn = charts(notebook)
     assert len(drawn) == 2
     assert all(model in chart for chart in drawn for model in ("ALS", "MatrixFactorization"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_world(tmp_path: Path) -> None:
+    notebook = execute("02_world.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"impressions')))
+    assert 550 < figures["impressions_per_user"] < 610
+    assert 0.019 < figures["ctr"] < 0.021
+    assert 0.8 < figures["burst_exponent"] < 2.5
+    assert 1_700 < figures["catalogue_by_propensity"] < 2_100
+    assert 18 < figures["feed_watch_seconds"] < 23
+    for measure in ("recall", "clicks"):
+        found = figures[measure]
+        assert 1.5 * found["popularity"] < found["iALS"] < 0.8 * found["bound"]
+    assert len(charts(notebook)) == 7
