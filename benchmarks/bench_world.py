@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from recsys.world import World, behaviour, writer
 from recsys.world.population import users
 
 MEMORY = """
-import resource, sys, tempfile, time
+import sys, tempfile, time
 from recsys import config
 from recsys.world import writer
 name, rows, write = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "write"
@@ -42,7 +41,9 @@ else:
         count += len(block["label"])
         if count >= rows:
             break
-print(count, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+seconds = time.perf_counter() - start
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss counts the parent's
+print(count, seconds, int(peak.split()[1]) * 1024)
 """
 
 
@@ -125,7 +126,6 @@ def main() -> None:
         "writing": writing(preset("large"), arguments.repeats),
         "stream_large": memory("large", arguments.rows, "stream"),
         "write_youtube": memory("youtube", 10_000_000, "write"),
-        "own_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if torch.cuda.is_available():
         result["gpu"] = on_gpu(preset("large"))

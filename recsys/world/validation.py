@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
 
 from recsys.world.behaviour import burst_videos, impressions
 from recsys.world.constants import World
@@ -25,6 +27,9 @@ CONCENTRATION = ((0.0016, 0.045, 0.01), (0.037, 0.38, 0.03), (0.10, 0.60, 0.03))
 RATES_FROM_USERS = 50_000  # the tolerances of rates hold for worlds of so many users, and of a month
 LOG_LIMIT = 100_000_000  # rows that a report is willing to generate
 LOG_LIMIT_WITHOUT_TABLE = 5_000_000  # likewise where every row computes its video's attributes
+# KuaiRand-Pure: density of the long views, and what its 20 largest singular values hold of the squared entries.
+KUAIRAND_DENSITY, KUAIRAND_SPECTRUM = 7.3e-4, 0.110
+KUAIRAND_NEW_USERS = 0.00018  # registered in the last 30 days, a day, of all
 SAMPLE = 40_000  # videos whose expected views are looked at
 
 
@@ -120,13 +125,36 @@ def _homepage(world: World, numbers: range) -> Iterator[Line]:
         excess = np.maximum(after - before, 1)
         decay = -np.polyfit(np.log(np.arange(1, 11)), np.log(excess), 1)[0]
         yield _line("homepage: exponent of a burst's relaxation", decay, 1.4, source="Crane and Sornette, exogenous")
-    yield _line("new users a day, share of all", world.new_user_share / world.num_days)
+    new_users = world.new_user_share / world.num_days
+    yield _line("new users a day, share of all", new_users, KUAIRAND_NEW_USERS, source="KuaiRand-Pure")
     span = world.num_days + world.fresh_days
     yield _line("new videos a day, share of all", world.num_new / span / world.num_videos)
     if world.num_videos <= 20_000:
+        held = spectrum(world, numbers, KUAIRAND_DENSITY)
+        name = "homepage: share of the clicks in 20 singular values, at KuaiRand's density"
+        yield _line(name, held, KUAIRAND_SPECTRUM, source="KuaiRand-Pure, long views")
         oracle, informed = next_in_session(world)
         yield _line("next in session: recall@20 of the log oracle", oracle)
         yield _line("next in session: gain of knowing the intent's posterior", informed / oracle - 1)
+
+
+def spectrum(world: World, numbers: range, density: float, rank: int = 20) -> float:
+    """What the largest singular values of the matrix of positives hold of its squared entries, the matrix thinned at
+    random to a density."""
+    pairs = np.zeros((0, 2), np.int64)
+    low = 0
+    for rows in stream(world, numbers=numbers):
+        hit = rows["label"] == 1
+        found = np.stack([rows["row"][hit].numpy() + low, rows["video"][hit].numpy()], 1)
+        pairs = np.concatenate([pairs, found])
+        low = (low + min(4096, len(numbers) - low)) % len(numbers)
+    pairs = np.unique(pairs, axis=0)
+    cells = len(np.unique(pairs[:, 0])) * len(np.unique(pairs[:, 1]))
+    keep = np.random.default_rng(0).random(len(pairs)) < min(1.0, density * cells / len(pairs))
+    kept = pairs[keep]
+    matrix = csr_matrix((np.ones(len(kept)), (kept[:, 0], kept[:, 1])))
+    values = svds(matrix, k=rank, return_singular_vectors=False, rng=np.random.default_rng(0))
+    return float((values**2).sum() / matrix.nnz)
 
 
 def _viral(world: World) -> np.ndarray:

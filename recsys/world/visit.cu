@@ -201,11 +201,12 @@ ENTRY respond(i64 visits, const Constants *c, const u64 *key, const i64 *user, c
 
 // --- the content of a column ------------------------------------------------------------------------------------
 
-// Adds to total[0] a 64-bit digest of 8-byte words that depends on their order.
-ENTRY digest(i64 lanes, const u64 *words, i64 count, u64 *total) {
-    EACH(lane, lanes) {
+// Adds to total[] a 64-bit digest of 8-byte words that depends on their order; its sum is the same for any number of
+// rows, which share the work.
+ENTRY digest(i64 shares, const u64 *words, i64 count, u64 *total) {
+    EACH(share, shares) {
         u64 sum = 0;
-        for (i64 i = lane; i < count; i += lanes) sum += mix(words[i] ^ ((u64)i * 0x9E3779B97F4A7C15ULL));
-        total[lane] += sum;
+        for (i64 i = share; i < count; i += shares) sum += mix(words[i] ^ ((u64)i * 0x9E3779B97F4A7C15ULL));
+        total[share] += sum;
     }
 }
