@@ -23,7 +23,7 @@ import polars as pl
 import torch
 
 from recsys import atomic, backend, config
-from recsys.world import World, behaviour, writer
+from recsys.world import World, logs, writer
 from recsys.world.population import users
 
 MEMORY = """
@@ -37,7 +37,7 @@ if write:
     with tempfile.TemporaryDirectory() as folder:
         count = writer.generate(world, folder + "/log", rows=rows)["rows"]
 else:
-    for block in writer.stream(world):
+    for block in logs.stream(world):
         count += len(block["label"])
         if count >= rows:
             break
@@ -53,18 +53,18 @@ def preset(name: str) -> World:
 
 def rate(world: World, repeats: int) -> float:
     """Rows a second of the whole log as a frame, all columns, the median."""
-    behaviour.log(world, days=range(1))
+    logs.log(world, days=range(1))
     rates = []
     for _ in range(repeats):
         start = time.perf_counter()
-        rows = behaviour.log(world).height
+        rows = logs.log(world).height
         rates.append(rows / (time.perf_counter() - start))
     return statistics.median(rates)
 
 
 def writing(world: World, repeats: int) -> dict[str, float]:
     """Seconds to write one part of ours, and by Polars alone, in turns."""
-    rows = behaviour.log(world, days=range(1), numbers=range(min(world.num_users, writer.USERS_A_PART)))
+    rows = logs.log(world, days=range(1), numbers=range(min(world.num_users, writer.USERS_A_PART)))
     seconds: dict[str, list[float]] = {"ours": [], "polars": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(2 * repeats + 2):
@@ -93,11 +93,11 @@ def memory(name: str, rows: int, how: str) -> dict[str, float]:
 def on_gpu(world: World) -> dict[str, float]:
     """Rows a second streamed into device memory, beside the bandwidth of a copy."""
     who = users(world, torch.arange(min(world.num_users, 1 << 20), device="cuda"))
-    behaviour.impressions(world, 0, who)
+    logs.impressions(world, 0, who)
     torch.cuda.synchronize()
     start, count = time.perf_counter(), 0
     for day in range(world.num_days):
-        count += len(behaviour.impressions(world, day, who)["label"])
+        count += len(logs.impressions(world, day, who)["label"])
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     block = torch.empty(1 << 30, dtype=torch.int8, device="cuda")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from recsys.run import Run
 
 USAGE = """\
@@ -31,6 +33,8 @@ Start with:  recsys train model=als
 Your log:    recsys train data=table data.path=log.parquet data.columns.user_id=uid
 Completion:  eval "$(recsys -sc install=bash)"   (zsh and fish alike)
 """
+
+WORLD = ("world=", "world.")  # how arguments begin that choose a synthetic world
 
 # What a user can cause and mend gets one line; anything else is a defect and keeps its traceback.
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
@@ -158,15 +162,14 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _recommend(arguments: list[str]) -> None:
     options = _options(arguments, required=("run", "users"), optional=("k", "out"))
+    k = _whole(options, "k")
     import polars as pl
 
     from recsys import atomic, tracking
     from recsys.run import Run, read_user_ids
 
-    if not options.get("k", "100").isdigit():
-        raise ValueError(f"k={options['k']}: expected a whole number")
     run = Run(Path(options["run"]))
-    answer = run.recommend(read_user_ids(options["users"], run.users.ids.dtype), k=int(options.get("k", 100)))
+    answer = run.recommend(read_user_ids(options["users"], run.users.ids.dtype), k=100 if k is None else k)
     if "out" not in options:
         with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True):
             sys.stdout.write(f"{answer}\n")
@@ -190,7 +193,7 @@ def _compare(arguments: list[str]) -> None:
 def _generate(arguments: list[str]) -> None:
     """world=… and world.key=… choose the world as for train; the rest are options of their own."""
     own = ("path", "tables", "workers", "seed", "world.rows")
-    chosen = [a for a in arguments if a.startswith(("world=", "world.")) and not a.startswith("world.rows=")]
+    chosen = [a for a in arguments if a.startswith(WORLD) and not a.startswith("world.rows=")]
     options = _options([a for a in arguments if a not in chosen], required=("path",), optional=own)
     numbers = {name: _whole(options, name) for name in ("workers", "seed", "world.rows")}
     from rich.progress import Progress
@@ -223,26 +226,22 @@ def _generate(arguments: list[str]) -> None:
 def _world(arguments: list[str]) -> None:
     if arguments[:1] != ["validate"]:
         raise ValueError("recsys world: expected `recsys world validate world=…`")
-    strangers = [a for a in arguments[1:] if not a.startswith(("world=", "world."))]
-    _options(strangers)
+    _options([a for a in arguments[1:] if not a.startswith(WORLD)])
     from recsys import config
     from recsys.world.validation import validate
 
     world = config.build(config.compose("data=world", *arguments[1:]).world)
     report = validate(world)
-    rows = [
-        ["" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row]
-        for row in report.iter_rows()
-    ]
-    _print_table(f"world {world.name}", report.columns, rows)
+    _print_frame(f"world {world.name}", report, ",.4g")
     if (report["verdict"] == "missed").any():
         _fail("a published statistic is missed", 1)
 
 
 def _whole(options: dict[str, str], name: str) -> int | None:
+    """The whole number of an option that was given; None for one that was not."""
     if name not in options:
         return None
-    if not options[name].lstrip("-").isdigit():
+    if not options[name].removeprefix("-").isdigit():
         raise ValueError(f"{name}={options[name]}: expected a whole number")
     return int(options[name])
 
@@ -318,10 +317,16 @@ def _show_comparison(runs: list[Run]) -> None:
 
     frame = compare(runs)
     frame = frame.select(column for column in frame if column.null_count() < frame.height)
+    _print_frame(f"{len(runs)} run{'s' * (len(runs) > 1)}", frame, ".4f")
+
+
+def _print_frame(title: str, frame: pl.DataFrame, spec: str) -> None:
+    """A frame as a table; spec: how floats are written."""
     rows = [
-        ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row] for row in frame.iter_rows()
+        ["" if v is None else f"{v:{spec}}" if isinstance(v, float) else str(v) for v in row]
+        for row in frame.iter_rows()
     ]
-    _print_table(f"{len(runs)} run{'s' * (len(runs) > 1)}", frame.columns, rows)
+    _print_table(title, frame.columns, rows)
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

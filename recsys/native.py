@@ -59,6 +59,8 @@ class Native:
         Raises:
             OSError: no compiler on this machine, or the source does not compile.
         """
+        if rows == 0:
+            return
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         assert all(tensor.is_contiguous() for tensor in tensors)
         if tensors[0].is_cuda:

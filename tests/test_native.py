@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recsys import native
-from recsys.world import behaviour
+from recsys.world import logs
 
 
 def test_the_same_text_compiles_for_a_gpu() -> None:
@@ -13,7 +13,7 @@ def test_the_same_text_compiles_for_a_gpu() -> None:
         from cupy.cuda import nvrtc
     except ImportError:
         pytest.skip("no CuPy with NVRTC: the CUDA side is not compiled")
-    program = nvrtc.createProgram(behaviour.visit.text, "visit.cu", [], [])
+    program = nvrtc.createProgram(logs.visit.text, "visit.cu", [], [])
     try:
         nvrtc.compileProgram(program, [*native.GPU_FLAGS, "--gpu-architecture=sm_90"])
     except nvrtc.NVRTCError:

@@ -19,7 +19,7 @@ from recsys.data.files import read_lines, read_rows
 from recsys.data.log import Log, make_log
 from recsys.data.movielens import RATING, read_layout
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
-from recsys.world import World, behaviour, population, writer
+from recsys.world import World, logs, population, writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,7 +205,7 @@ def world(world: World, *, stream: bool = False) -> Log:
             f"world {world.name} has about {rows:,.0f} impressions, too many to hold: use data.stream=true, "
             "or `recsys generate` and data=table"
         )
-    events = writer.positives(world) if stream else behaviour.log(world)
+    events = logs.positives(world) if stream else logs.log(world)
     positives = events.filter(pl.col(LABEL) == 1)
     counts = {
         "rows_read": events.height,

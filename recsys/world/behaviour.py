@@ -20,78 +20,27 @@ relevance = m / (m + min(18, duration)) on the feed. Like, share and dislike fol
 Noise is keyed by (noise_seed, user, day, visit) and then by draw or by video, so that any day and any set of users
 can be regenerated alone. Reactions of users to what they were shown are no part of a log.
 
-Everything per impression is computed in visit.cu. Shapes: B users, S visits, Z impressions, N videos, W of a record.
+These are the formulas, one user, visit or pair a row; impressions are drawn by them in visit.cu, see `logs`. Shapes:
+B users, S visits, Z impressions, N videos.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
-import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
-from recsys.native import Native
 from recsys.world import noise
 from recsys.world.constants import World
-from recsys.world.population import (
-    BURST,
-    COUNTRIES,
-    DAY_US,
-    LANGUAGES,
-    ROTATION,
-    SPEECHLESS,
-    TABLE_LIMIT,
-    TAKES,
-    VIDEO_IDS,
-    Users,
-    Videos,
-    drifted,
-    subseed,
-    user_ids,
-    users,
-    videos,
-)
+from recsys.world.population import BURST, COUNTRIES, DAY_US, LANGUAGES, SPEECHLESS, Users, Videos
 
-USERS_AT_ONCE = 4096  # some 80,000 rows a day, in cache
 MAX_SESSIONS = 63  # a day, of one user; at 24 expected ones the cut takes 1e-11 of them
+# Streams of randomness of a visit.
 VISITS, START, DEPTH, INTENT, SHOWN, RESPONSE, SESSION_IDS = range(7)
 LONG_VIEW_SECONDS = 18  # a video of the feed watched for so long, or to its end, is a positive
 EVENING_HOUR = 21  # local time at which long videos are wanted most
-
-# What visit.cu knows as Constants and as Video.
-WHOLE = (
-    "num_places", "num_topics", "num_favourites", "num_new", "num_days", "fresh_days", "day", "fresh_low", "fresh_high",
-    "num_bursts", "num_bursting", "feed", "by_row", "takes_bits", "shown_stream", "response_stream", "step_us",
-    "rotation_key",
-)  # fmt: skip
-REAL = (
-    "explore_share", "popularity_share", "taste_share", "burst_share", "fresh_share", "wander", "zipf_power", "head",
-    "top", "inner_head", "inner_top", "taste_gain", "language_penalty", "freshness_gain", "freshness_days",
-    "context_gain", "intent_gain", "click_bias", "watch_bias", "watch_gain", "long_view", "reaction_gain",
-    "reaction_watch", "like_bias", "share_bias", "dislike_bias",
-)  # fmt: skip
-KEYS = ("takes_keys", "item_keys")
-RECORD = (
-    "topic", "second_topic", "second_share", "language", "popularity", "topic_popularity", "upload_day", "replaced_day",
-    "duration", "length", "appeal", "stretch",
-)  # fmt: skip
-DECLARATIONS = (
-    f"struct Constants {{ i64 {', '.join(WHOLE)}; double {', '.join(REAL)}; "
-    f"u64 {', '.join(f'{name}[{noise.ROUNDS}]' for name in KEYS)}; }};\n"
-    f"struct Video {{ double {', '.join(RECORD)}; }};\n"
-)
-LAYOUT = np.dtype(
-    [(name, np.int64) for name in WHOLE]
-    + [(name, np.float64) for name in REAL]
-    + [(name, np.int64, (noise.ROUNDS,)) for name in KEYS]
-)
-visit = Native(Path(__file__).with_name("visit.cu"), DECLARATIONS)
 
 Columns = dict[str, Tensor]
 
@@ -99,11 +48,15 @@ Columns = dict[str, Tensor]
 # --- visits -----------------------------------------------------------------------------------------
 
 
+def season(world: World, day: int) -> float:
+    """Visits of a day against those of a weekday."""
+    weekend = (world.start_us // DAY_US + day + 3) % 7 >= 5  # 1970-01-01 was a Thursday
+    return world.weekend_gain if weekend else 1.0
+
+
 def session_rate(world: World, who: Users, day: int) -> Tensor:
     """Expected visits of each user on this day, float64 [B]; none before the day of signing up."""
-    weekend = (world.start_us // DAY_US + day + 3) % 7 >= 5  # 1970-01-01 was a Thursday
-    rate = who.rate * (world.weekend_gain if weekend else 1.0)
-    return torch.where(who.sign_up_day <= day, rate, 0.0)
+    return torch.where(who.sign_up_day <= day, who.rate * season(world, day), 0.0)
 
 
 @lru_cache(maxsize=8)
@@ -198,6 +151,12 @@ def fresh_range(world: World, day: int) -> tuple[int, int]:
     )
 
 
+def is_fresh(world: World, day: int, number: Tensor) -> Tensor:
+    """Which videos by number are among the new ones of the last `fresh_days` days, bool."""
+    low, high = fresh_range(world, day)
+    return (number >= low) & (number < high)
+
+
 def burst_videos(world: World, day: int) -> Tensor:
     """The videos that go viral on a day, largest burst first, int64 [bursts_per_day].
 
@@ -207,8 +166,8 @@ def burst_videos(world: World, day: int) -> Tensor:
     low, high = fresh_range(world, day)
     keys = noise.key(world.seed, BURST, day + world.burst_days, torch.arange(world.bursts_per_day))
     u, v = noise.uniform(keys), noise.uniform(noise.mix(keys))
-    is_fresh = (u < world.burst_fresh_share) & (high > low)
-    return torch.where(is_fresh, low + (v * (high - low)).long(), (v * high).long())
+    strikes_fresh = (u < world.burst_fresh_share) & (high > low)
+    return torch.where(strikes_fresh, low + (v * (high - low)).long(), (v * high).long())
 
 
 @lru_cache(maxsize=256)
@@ -248,10 +207,9 @@ def probability(world: World, day: int, affinity: Tensor, what: Videos) -> Tenso
     low, high = fresh_range(world, day)
     there = what.upload_day <= day
     holds = there & (day < what.replaced_day)
-    fresh = (what.number >= low) & (what.number < high)
     known = world.popularity_share * what.popularity + world.taste_share * affinity * what.topic_popularity
     p = there * (world.explore_share / high) + holds * known
-    p = p + fresh * (world.fresh_share / max(high - low, 1))
+    p = p + is_fresh(world, day, what.number) * (world.fresh_share / max(high - low, 1))
     return p + world.burst_share * burst_probability(world, day, what.number)
 
 
@@ -327,151 +285,3 @@ def expected_watch(world: World, interest: Tensor, what: Videos) -> Tensor:
     """Seconds to expect of a video once it plays: the mean of min(wish, duration), m log(1 + duration / m)."""
     middle = torch.exp(log_watch(world, interest, what))
     return middle * torch.log1p(what.duration / middle)
-
-
-# --- the log ----------------------------------------------------------------------------------------
-
-
-def record(world: World, what: Videos) -> Tensor:
-    """What visit.cu needs of videos, float64 [N, W]."""
-    columns = {name: getattr(what, name) for name in RECORD if hasattr(what, name)}
-    columns["length"] = length(world, what)
-    columns["appeal"] = world.quality_gain * what.quality + what.bias
-    columns["stretch"] = (what.duration / world.typical_duration) ** world.watch_length
-    return torch.stack([columns[name].double() for name in RECORD], 1)
-
-
-@lru_cache(maxsize=4)
-def _all_records(world: World, device: str) -> Tensor:
-    return record(world, videos(world, torch.arange(world.num_videos, device=device)))
-
-
-@lru_cache(maxsize=64)
-def _day_tables(world: World, day: int, device: str) -> tuple[Tensor, ...]:
-    """Constants for visit.cu, the bursts as (video, edge) to draw from and (video, share) to look up, examination."""
-    low, high = fresh_range(world, day)
-    bits = noise.half_bits(world.num_places)
-    video, share = bursts(world, day)
-    bursting = video.unique()
-    head = world.popularity_head
-    power = 1 - world.popularity_exponent
-    power = 0.0 if abs(power) < 1e-9 else power
-    inner = world.num_places // world.num_topics
-
-    def top(size: int) -> float:  # as in population.zipf_cdf
-        ratio = torch.tensor(size / (head * size), dtype=torch.float64)
-        return float(torch.log1p(ratio)) if power == 0 else (1 + size / (head * size)) ** power - 1
-
-    own = {
-        "day": day, "fresh_low": low, "fresh_high": high, "num_bursts": len(video), "num_bursting": len(bursting),
-        "feed": world.is_feed, "by_row": world.num_videos > TABLE_LIMIT, "takes_bits": bits,
-        "shown_stream": SHOWN, "response_stream": RESPONSE, "step_us": int(world.seconds_per_impression * 1_000_000),
-        "rotation_key": int(noise.key(world.seed, ROTATION)), "zipf_power": power,
-        "head": head * world.num_places, "top": top(world.num_places), "inner_head": head * inner,
-        "inner_top": top(inner), "long_view": LONG_VIEW_SECONDS,
-        "watch_bias": log_watch_bias(world),
-        "takes_keys": noise.round_keys(subseed(world, TAKES)), "item_keys": noise.round_keys(subseed(world, VIDEO_IDS)),
-    }  # fmt: skip
-    constants = np.zeros((), LAYOUT)
-    for name in LAYOUT.names or ():
-        constants[name] = own[name] if name in own else getattr(world, name)
-    packed = torch.from_numpy(np.frombuffer(constants.tobytes(), np.int64).copy())
-    tables = (packed, video, share.cumsum(0), bursting, burst_probability(world, day, bursting), examination(world))
-    return tuple(table.to(device).contiguous() for table in tables)
-
-
-def impressions(world: World, day: int, who: Users, noise_seed: Tensor | int | None = None) -> Columns:
-    """The rows of one day in the order of (user, start of visit, position): what was shown and what came of it.
-
-    A day's visits are those that start on it; a late one may end after midnight.
-
-    Args:
-        who: users at rest; their taste is taken to the day here.
-        noise_seed: int64 [B] or one number; world.noise_seed if None. Another seed is another month.
-
-    Returns: user_id, item_id, timestamp, session_id (int64); relevance (float64); propensity, watch_seconds (float32,
-    whole milliseconds); position (int16); label, liked, disliked, shared (int8); and what no platform knows: video
-    (number), session (row of the day's visits), row (of `who`), intent; all [Z].
-    """
-    today = drifted(world, who, day)
-    visits = sessions(world, day, today, noise_seed)
-    depth, device = visits["depth"], who.number.device
-    offset = depth.cumsum(0) - depth
-    total, rows = int(depth.sum()), visits["row"]
-    constants, burst_video, burst_edge, bursting, burst_share, examined = _day_tables(world, day, str(device))
-    shown = torch.empty(total, dtype=torch.int64, device=device)
-    taste = today.favourite.contiguous(), today.weight.contiguous()
-    drawn = constants, visits["key"], rows, offset, depth
-    if rows.numel():
-        visit("show", rows.numel(), *drawn, *taste, burst_video, burst_edge, shown)
-
-    table = world.num_videos <= TABLE_LIMIT
-    what = _all_records(world, str(device)) if table else record(world, videos(world, shown))
-    dtypes = {
-        "user_id": torch.int64, "item_id": torch.int64, "timestamp": torch.int64, "session_id": torch.int64,
-        "relevance": torch.float64, "propensity": torch.float32, "watch_seconds": torch.float32,
-        "position": torch.int16, "label": torch.int8, "liked": torch.int8, "disliked": torch.int8,
-        "shared": torch.int8,
-    }  # fmt: skip
-    out = {name: torch.empty(total, dtype=dtype, device=device) for name, dtype in dtypes.items()}
-    session = (who.number[rows] * 1024 + day) * (MAX_SESSIONS + 1) + visits["visit"]
-    ids = user_ids(world, who.number)[rows], noise.permute(session, 1 << 48, SESSION_IDS)
-    of_visit = visits["intent"], visits["start"], visits["evening"], *ids
-    of_user = *taste, who.bias, country_language(who.country)
-    if rows.numel():
-        visit(
-            "respond", rows.numel(), *drawn, *of_visit, *of_user, what, bursting, burst_share, examined, shown,
-            *out.values(),
-        )  # fmt: skip
-    out["video"], out["session"] = shown, torch.repeat_interleave(depth, output_size=total)
-    out["row"], out["intent"] = rows[out["session"]], visits["intent"][out["session"]]
-    return out
-
-
-COLUMNS = {
-    "user_id": "who, a random-looking number below 2**40",
-    "item_id": "what was shown, a random-looking number below 2**40",
-    "timestamp": "when it was shown, UTC",
-    "label": "1 = the positive: a click on the homepage, a long view on the feed",
-    "position": "place in the visit, from 0",
-    "propensity": "the logging policy's probability of this video here, given the rows above it in the visit",
-    "watch_seconds": "how long it was watched, to the millisecond",
-    "liked": "whether the user pressed like",
-    "disliked": "whether the user pressed dislike",
-    "shared": "whether the user shared it",
-    "session_id": "the visit, a random-looking number below 2**48",
-}
-
-
-def frame(rows: Columns) -> pl.DataFrame:
-    """`impressions` as the log that a platform would keep: nothing latent. COLUMNS says what each one is."""
-    columns = {name: pl.Series(name, rows[name].cpu().numpy()) for name in COLUMNS}
-    columns["timestamp"] = columns["timestamp"].cast(pl.Datetime("us", "UTC"))
-    for name in ("liked", "disliked", "shared"):
-        columns[name] = columns[name].cast(pl.Boolean)
-    return pl.DataFrame(columns)
-
-
-def blocks(world: World, days: range, numbers: range) -> Iterator[tuple[int, range]]:
-    """Days and runs of users, in the order of the log."""
-    for day in days:
-        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE):
-            yield day, range(low, min(low + USERS_AT_ONCE, numbers.stop))
-
-
-def log(
-    world: World, days: range | None = None, numbers: range | None = None, workers: int | None = None
-) -> pl.DataFrame:
-    """The log of the given days and users (all by default) in the order of (day, user, start of visit, position).
-
-    workers: threads; as many as PyTorch uses if None. The rows do not depend on it.
-    """
-    days = range(world.num_days) if days is None else days
-    numbers = range(world.num_users) if numbers is None else numbers
-
-    def block(part: tuple[int, range]) -> pl.DataFrame:
-        day, some = part
-        return frame(impressions(world, day, users(world, torch.arange(some.start, some.stop))))
-
-    with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
-        return pl.concat(pool.map(block, blocks(world, days, numbers)))

@@ -14,14 +14,14 @@ is the order of independent exponential arrivals of rates p, so attention(p) = i
 E[g(1 + N(t))] dt with N(t) the number of other videos arrived by t: a Poisson binomial. Its expectation is
 taken at the Poisson one with the corrections -sum(q^2) D^2 / 2 + sum(q^3) D^3 / 3 + sum(q^2)^2 D^4 / 8
 (Barbour, Holst and Janson, Poisson Approximation, 1992), the integral as a Gauss-Legendre sum over log(1 + t), and
-attention(p) / p from a grid of p. Against redrawn months the sum of the probabilities is within 1%.
+attention(p) / p from a grid of p. Against redrawn months the sum of the probabilities is within 2%.
 
 Shapes: B users, I items, N videos, K topics or list length, J nodes, G and S grids, P positions, R differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -40,6 +40,7 @@ from recsys.world.behaviour import (
     hour_cdf,
     intent_interest,
     interest,
+    is_fresh,
     length,
     log_taste,
     positive,
@@ -54,6 +55,7 @@ from recsys.world.population import (
     Videos,
     drifted,
     taste,
+    tastes,
     user_numbers,
     users,
     video_numbers,
@@ -75,6 +77,11 @@ def microseconds(when: When) -> int:
         return when
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return round(when.timestamp() * 1_000_000)
+
+
+def _day(world: World, time: When | None) -> int:
+    """The day of the month on which a moment lies; the first without one."""
+    return 0 if time is None else (microseconds(time) - world.start_us) // DAY_US
 
 
 # --- relevance --------------------------------------------------------------------------------------
@@ -99,9 +106,9 @@ def relevance(
     if time is None:
         context, spread = usual_evening(world, who)
         return _relevance(world, who, what, 0, context, spread, intent)
-    since = microseconds(time) - world.start_us
-    hour = torch.full(who.number.shape, since % DAY_US / 3_600_000_000, dtype=torch.float64, device=user_id.device)
-    return _relevance(world, who, what, since // DAY_US, evening(hour, who.country), None, intent)
+    hours = (microseconds(time) - world.start_us) % DAY_US / 3_600_000_000
+    hour = torch.full(who.number.shape, hours, dtype=torch.float64, device=user_id.device)
+    return _relevance(world, who, what, _day(world, time), evening(hour, who.country), None, intent)
 
 
 def _relevance(
@@ -116,24 +123,16 @@ def _relevance(
     """Relevance of rows, float64 [N]; context, spread: mean and variance of `evening`, no variance at one moment."""
     who = drifted(world, who, day)
     share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
-    wanted = _interest(world, who, share, second, what, day, context, who.bias, who.country)
+    wanted = _interest(world, who.bias, who.country, share, second, what, day, context)
     if intent is not None:
         return _over_hours(world, positive(world, wanted + intent_interest(world, intent, what), what), what, spread)
-    return _over_intents(world, wanted, share, second, what, spread)
+    return over_intents(world, wanted, share, second, what, spread)
 
 
 def _interest(
-    world: World,
-    who: Users,
-    share: Tensor,
-    second: Tensor,
-    what: Videos,
-    day: int,
-    context: Tensor,
-    bias: Tensor,
-    country: Tensor,
+    world: World, bias: Tensor, country: Tensor, share: Tensor, second: Tensor, what: Videos, day: int, context: Tensor
 ) -> Tensor:
-    """Interest without the intent, at the mean context."""
+    """Interest without the intent. bias, country: of the user; share, second: `taste` for the video's two topics."""
     understood = speaks(country, what.language)
     plain = interest(world, log_taste(world, share), log_taste(world, second), understood, bias, what, day)
     return plain + world.context_gain * length(world, what) * context
@@ -156,32 +155,41 @@ def _over_hours(world: World, p: Tensor, what: Videos, spread: Tensor | None) ->
     return p + p * (1 - p) * (1 - 2 * p) * (lift * lift * spread / 2)
 
 
-def _over_intents(
-    world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos, spread: Tensor | None
+def _intents(
+    world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a visit can have come for, as (probability, interest): the first topic, the second, or neither.
+
+    wanted: interest without the intent; first, second: `taste` for the topics.
+    """
+    weight = torch.where(what.topic == what.second_topic, 0.0, second)
+    yield first, wanted + intent_interest(world, what.topic, what)
+    yield weight, wanted + intent_interest(world, what.second_topic, what)
+    yield 1 - first - weight, wanted
+
+
+def over_intents(
+    world: World, wanted: Tensor, first: Tensor, second: Tensor, what: Videos, spread: Tensor | None = None
 ) -> Tensor:
-    """The mean over intents: the first topic, the second, or neither. first, second: `taste` of them."""
-    same = what.topic == what.second_topic
-    weight = torch.where(same, 0.0, second)
-    in_first, in_second = (
-        _over_hours(world, positive(world, wanted + intent_interest(world, topic, what), what), what, spread)
-        for topic in (what.topic, what.second_topic)
-    )
-    in_neither = _over_hours(world, positive(world, wanted, what), what, spread)
-    return first * in_first + weight * in_second + (1 - first - weight) * in_neither
+    """P(positive | examined), the mean over intents, and over hours where the variance of `evening` is given."""
+    mean = torch.zeros_like(wanted)
+    for probability, now in _intents(world, wanted, first, second, what):
+        mean = mean + probability * _over_hours(world, positive(world, now, what), what, spread)
+    return mean
 
 
-def _relevance_BN(world: World, who: Users, what: Videos, day: int, intents_BK: Tensor | None = None) -> Tensor:
-    """Relevance of all pairs on a day, float32, averaged over hours and over intents: the user's taste, or the given
-    shares. who: with the taste of the day."""
-    topics = torch.arange(world.num_topics, device=who.number.device)
-    share = taste(world, who, topics.expand(who.number.numel(), -1)).float()
-    first, second = share[:, what.topic], share[:, what.second_topic]
+def _relevance_BN(
+    world: World, who: Users, share_BK: Tensor, what: Videos, day: int, intents_BK: Tensor | None = None
+) -> Tensor:
+    """Relevance of all pairs on a day, float32, averaged over hours and over intents: the user's taste for the topics
+    that day, share_BK, or other shares."""
+    first, second = share_BK[:, what.topic], share_BK[:, what.second_topic]
     context, spread = (column[:, None].float() for column in usual_evening(world, who))
     bias, country = who.bias[:, None].float(), who.country[:, None]
-    wanted = _interest(world, who, first, second, what, day, context, bias, country)
+    wanted = _interest(world, bias, country, first, second, what, day, context)
     if intents_BK is not None:
         first, second = intents_BK[:, what.topic], intents_BK[:, what.second_topic]
-    return _over_intents(world, wanted, first, second, what, spread)
+    return over_intents(world, wanted, first, second, what, spread)
 
 
 # --- utility ----------------------------------------------------------------------------------------
@@ -207,18 +215,15 @@ def utility(world: World, user_id: Tensor, lists: Tensor, time: When | None = No
         raise ValueError(f"lists of {K} are longer than a visit can be: world.max_depth={world.max_depth}")
     who = users(world, user_numbers(world, user_id.repeat_interleave(K)))
     what = videos(world, video_numbers(world, lists.reshape(-1)))
-    day = 0 if time is None else (microseconds(time) - world.start_us) // DAY_US
+    day = _day(world, time)
     shown = attention(world)[:K].to(lists.device)
     who, (context, spread) = drifted(world, who, day), usual_evening(world, who)
     share, second = taste(world, who, what.topic), taste(world, who, what.second_topic)
-    wanted = _interest(world, who, share, second, what, day, context, who.bias, who.country)
+    wanted = _interest(world, who.bias, who.country, share, second, what, day, context)
 
     # By intent: what is clicked for is also watched for.
-    same = what.topic == what.second_topic
-    weight = torch.where(same, 0.0, second)
     clicks, seconds = torch.zeros_like(wanted), torch.zeros_like(wanted)
-    for probability, topic in ((share, what.topic), (weight, what.second_topic), (1 - share - weight, None)):
-        now = wanted if topic is None else wanted + intent_interest(world, topic, what)
+    for probability, now in _intents(world, wanted, share, second, what):
         hit = _over_hours(world, positive(world, now, what), what, spread)
         clicks += probability * hit
         seconds += probability * expected_watch(world, now, what) * (1.0 if world.is_feed else hit)
@@ -238,7 +243,7 @@ class RelevanceScorer:
 
     def __init__(self, world: World, item_ids: Tensor, time: When | None = None) -> None:
         self.world = world
-        self.day = 0 if time is None else (microseconds(time) - world.start_us) // DAY_US
+        self.day = _day(world, time)
         self.what = _narrow(videos(world, video_numbers(world, item_ids[NUM_RESERVED:])))
 
     def score(self, batch: UserBatch) -> Tensor:
@@ -248,7 +253,8 @@ class RelevanceScorer:
     __call__ = score
 
     def _block(self, who: Users) -> Tensor:
-        return _relevance_BN(self.world, drifted(self.world, who, self.day), self.what, self.day)
+        share_BK = tastes(self.world, drifted(self.world, who, self.day)).float()
+        return _relevance_BN(self.world, who, share_BK, self.what, self.day)
 
 
 def intent_posterior(world: World, day: int, rows: Columns, query: Tensor) -> Tensor:
@@ -258,23 +264,20 @@ def intent_posterior(world: World, day: int, rows: Columns, query: Tensor) -> Te
     topics alone.
 
     Args:
-        rows: `behaviour.impressions` of the day; query: int64 [Q], rows whose visit is asked about, as of before them.
+        rows: `logs.impressions` of the day; query: int64 [Q], rows whose visit is asked about, as of before them.
     """
-    place = torch.arange(rows["session"].numel(), device=query.device)
     above = query - rows["position"][query].long()  # the first row of the visit
     count = query - above
     owner = torch.repeat_interleave(count)
-    row = place[above][owner] + torch.arange(owner.numel(), device=query.device) - (count.cumsum(0) - count)[owner]
+    row = above[owner] + torch.arange(owner.numel(), device=query.device) - (count.cumsum(0) - count)[owner]
 
-    everybody = users(world, user_numbers(world, rows["user_id"][query]))
-    who = drifted(world, everybody, day)
-    topics = torch.arange(world.num_topics, device=query.device)
-    share_QK = taste(world, who, topics.expand(query.numel(), -1))
+    who = drifted(world, users(world, user_numbers(world, rows["user_id"][query])), day)
+    share_QK = tastes(world, who)
     what = videos(world, rows["video"][row])
     first, second = share_QK[owner, what.topic], share_QK[owner, what.second_topic]
     hour = (rows["timestamp"][above][owner] - world.start_us) % DAY_US / 3_600_000_000
     context = evening(hour.double(), who.country[owner])
-    wanted = _interest(world, who, first, second, what, day, context, who.bias[owner], who.country[owner])
+    wanted = _interest(world, who.bias[owner], who.country[owner], first, second, what, day, context)
     examined = examination(world).to(query.device)[rows["position"][row].long()]
 
     def log_likelihood(topic: Tensor | None) -> Tensor:
@@ -331,16 +334,16 @@ class LogOracle:
         day = torch.tensor(list(days), device=device)[:, None]
         there = self.what.upload_day <= day
         holding = there & (day < self.what.replaced_day)
-        fresh = torch.stack([_fresh(world, d, self.what) for d in days])
+        fresh = torch.stack([is_fresh(world, d, self.what.number) for d in days])
         self.states = []
-        for in_state_DI, holds, is_fresh in (
+        for in_state_DI, holds, new in (
             (there & ~holding, False, False),
             (holding & ~fresh, True, False),
             (holding & fresh, True, True),
         ):
             columns = in_state_DI.any(0).nonzero()[:, 0]
             if columns.numel():
-                base_N, slope_N = self._draw(self.what[columns], holds, is_fresh)
+                base_N, slope_N = self._draw(self.what[columns], holds, new)
                 base_N = (base_N + self.viral_N[columns]).float()
                 days_DN = in_state_DI[:, columns].float()
                 self.states.append((columns, days_DN, base_N, slope_N, self.what.topic[columns]))
@@ -385,9 +388,7 @@ class LogOracle:
         return torch.stack(rates, 1)
 
     def _block(self, who: Users, intents_BK: Tensor | None = None) -> Tensor:
-        topics = torch.arange(self.world.num_topics, device=who.number.device)
-        who = drifted(self.world, who, self.middle)
-        share_BK = taste(self.world, who, topics.expand(who.number.numel(), -1))
+        share_BK = tastes(self.world, drifted(self.world, who, self.middle))
         visits_BD = self.visits(who).float()
         attention_BG = self._attention_per_probability(share_BK)
         share_BK = share_BK.float()
@@ -397,13 +398,13 @@ class LogOracle:
             below_BN, part_BN = _on_grid(p_BN, self.p_G)
             low_BN, high_BN = attention_BG.gather(1, below_BN), attention_BG.gather(1, below_BN + 1)
             expected_BI[:, columns] += p_BN * torch.lerp(low_BN, high_BN, part_BN) * (visits_BD @ days_DN)
-        return -torch.expm1(-expected_BI * _relevance_BN(self.world, who, self.what, self.middle, intents_BK))
+        return -torch.expm1(-expected_BI * _relevance_BN(self.world, who, share_BK, self.what, self.middle, intents_BK))
 
-    def _draw(self, what: Videos, holds: Tensor | bool, is_fresh: Tensor | bool) -> tuple[Tensor, Tensor]:
+    def _draw(self, what: Videos, holds: Tensor | bool, new: Tensor | bool) -> tuple[Tensor, Tensor]:
         """`probability` on the middle day as base + slope * taste for the topic, float32 [N] each."""
         world = self.world
         low, high = fresh_range(world, self.middle)
-        base = world.explore_share / high + is_fresh * (world.fresh_share / max(high - low, 1))
+        base = world.explore_share / high + new * (world.fresh_share / max(high - low, 1))
         return (
             base + holds * world.popularity_share * what.popularity,
             holds * world.taste_share * what.topic_popularity,
@@ -421,7 +422,7 @@ class LogOracle:
             low, high = fresh_range(world, day)
             anywhere = 1 - world.burst_fresh_share * (high > low)
             viral += to_come * anywhere / high
-            viral += ((number >= low) & (number < high)) * (to_come * (1 - anywhere) / max(high - low, 1))
+            viral += is_fresh(world, day, number) * (to_come * (1 - anywhere) / max(high - low, 1))
         return viral * (world.burst_share / len(self.days))
 
     def _arrived_by_topic(self) -> Tensor:
@@ -430,7 +431,7 @@ class LogOracle:
         world, day = self.world, self.middle
         what = videos(world, torch.arange(world.num_videos, device=self.t_J.device))
         there = what.upload_day <= day
-        base_N, slope_N = self._draw(what, there & (day < what.replaced_day), _fresh(world, day, what))
+        base_N, slope_N = self._draw(what, there & (day < what.replaced_day), is_fresh(world, day, what.number))
         base_N = base_N + self._viral(what.number)
         tables = []
         for share in self.share_S:
@@ -470,11 +471,6 @@ def _on_grid(values: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     place = (torch.log(values) - first).mul_((grid.numel() - 1) / (last - first)).clamp_(0, grid.numel() - 1)
     below = place.long().clamp_(max=grid.numel() - 2)
     return below, place - below
-
-
-def _fresh(world: World, day: int, what: Videos) -> Tensor:
-    low, high = fresh_range(world, day)
-    return (what.number >= low) & (what.number < high)
 
 
 def _before(cdf: Tensor, part: float) -> Tensor:

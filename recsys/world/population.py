@@ -166,6 +166,11 @@ def taste(world: World, who: Users, topic: Tensor) -> Tensor:
     return (1 - world.wander) * share + world.wander / world.num_topics
 
 
+def tastes(world: World, who: Users) -> Tensor:
+    """`taste` of each user for every topic, float64 [B, num_topics]."""
+    return taste(world, who, torch.arange(world.num_topics, device=who.number.device).expand(who.number.numel(), -1))
+
+
 def zipf_cdf(world: World, x: Tensor, size: int) -> Tensor:
     """Share of the `size` places that come before place x: a power law (h + x) ** -popularity_exponent,
     cut at `size`, with h = popularity_head * size. float64; exact at whole numbers, so that the probability of
@@ -177,16 +182,6 @@ def zipf_cdf(world: World, x: Tensor, size: int) -> Tensor:
     return ((1 + x / head) ** power - 1) / ((1 + size / head) ** power - 1)
 
 
-def zipf_place(world: World, u: Tensor, size: int) -> Tensor:
-    """The place at which `zipf_cdf` reaches u in (0, 1): int64 in [0, size)."""
-    head, power = world.popularity_head * size, 1 - world.popularity_exponent
-    if abs(power) < 1e-9:
-        x = head * torch.expm1(u * torch.log1p(torch.tensor(size / head, dtype=torch.float64)))
-    else:
-        x = head * ((1 + u * ((1 + size / head) ** power - 1)) ** (1 / power) - 1)
-    return x.long().clamp_(0, size - 1)
-
-
 def _rotation(world: World, block: Tensor) -> Tensor:
     return (noise.uniform(noise.key(world.seed, ROTATION, block)) * world.num_topics).long()
 
@@ -194,11 +189,6 @@ def _rotation(world: World, block: Tensor) -> Tensor:
 def place_topic(world: World, place: Tensor) -> Tensor:
     """The topic of a place. Each block of `num_topics` consecutive places has every topic once."""
     return (place + _rotation(world, place // world.num_topics)) % world.num_topics
-
-
-def place_of(world: World, topic: Tensor, block: Tensor) -> Tensor:
-    """The place of a topic within a block: the inverse of `place_topic`."""
-    return block * world.num_topics + (topic - _rotation(world, block)) % world.num_topics
 
 
 def _upload_day(world: World, new: Tensor) -> Tensor:
@@ -213,20 +203,6 @@ def _next_day(world: World, place: Tensor) -> tuple[Tensor, Tensor]:
     taken = new < world.num_new
     day = torch.where(taken, _upload_day(world, new), FOREVER)
     return torch.where(taken, new + world.num_places, -1), day
-
-
-def holder(world: World, place: Tensor, day: int) -> Tensor:
-    """The video that holds each place on this day."""
-    if world.num_videos <= TABLE_LIMIT:
-        successor, since = (column.to(place.device)[place] for column in _successors(world))
-    else:
-        successor, since = _next_day(world, place)
-    return torch.where(since <= day, successor, place)
-
-
-@lru_cache(maxsize=4)
-def _successors(world: World) -> tuple[Tensor, Tensor]:
-    return _next_day(world, torch.arange(world.num_places))
 
 
 def videos(world: World, number: Tensor) -> Videos:

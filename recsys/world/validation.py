@@ -8,7 +8,8 @@ Videos" (2023); Crane and Sornette (PNAS 2008).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,12 +17,14 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
-from recsys.world.behaviour import burst_videos, impressions
+from recsys.schema import NUM_RESERVED
+from recsys.world.behaviour import Columns, burst_videos
 from recsys.world.constants import World
+from recsys.world.logs import blocks, impressions, stream
 from recsys.world.oracle import LogOracle, intent_posterior
-from recsys.world.population import DAY_US, TABLE_LIMIT, user_ids, users, video_ids, videos
+from recsys.world.population import DAY_US, TABLE_LIMIT, users, video_ids, videos
 from recsys.world.views import lifetime_views
-from recsys.world.writer import expected_rows, stream
+from recsys.world.writer import expected_rows
 
 CONCENTRATION = ((0.0016, 0.045, 0.01), (0.037, 0.38, 0.03), (0.10, 0.60, 0.03))  # share of videos, of views, tolerance
 RATES_FROM_USERS = 50_000  # the tolerances of rates hold for worlds of so many users, and of a month
@@ -30,25 +33,11 @@ LOG_LIMIT_WITHOUT_TABLE = 5_000_000  # likewise where every row computes its vid
 # KuaiRand-Pure: density of the long views, and what its 20 largest singular values hold of the squared entries.
 KUAIRAND_DENSITY, KUAIRAND_SPECTRUM = 7.3e-4, 0.110
 KUAIRAND_NEW_USERS = 0.00018  # registered in the last 30 days, a day, of all
+SMALL = 20_000  # videos up to which all pairs with users are looked at
 SAMPLE = 40_000  # videos whose expected views are looked at
 
 
-@dataclass(frozen=True)
-class Line:
-    """One statistic. verdict: met, missed, or reported where nothing is claimed."""
-
-    statistic: str
-    measured: float
-    published: float | None
-    low: float | None
-    high: float | None
-    source: str
-
-    @property
-    def verdict(self) -> str:
-        if self.low is None or self.high is None:
-            return "reported"
-        return "met" if self.low <= self.measured <= self.high else "missed"
+Line = dict[str, Any]
 
 
 def validate(world: World) -> pl.DataFrame:
@@ -65,14 +54,7 @@ def validate(world: World) -> pl.DataFrame:
     lines += _feed(replace(world, surface="feed"), range(min(len(numbers), 20_000)))
     if part < 0.01:
         lines += _views(replace(world, surface="homepage"))
-    rows = [
-        {
-            "statistic": line.statistic, "measured": line.measured, "published": line.published, "low": line.low,
-            "high": line.high, "verdict": line.verdict, "source": line.source,
-        }
-        for line in lines
-    ]  # fmt: skip
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(lines, infer_schema_length=None)
 
 
 def _homepage(world: World, numbers: range) -> Iterator[Line]:
@@ -81,20 +63,18 @@ def _homepage(world: World, numbers: range) -> Iterator[Line]:
     reached = np.zeros(world.max_depth, np.int64)
     viral = _viral(world)
     viral_views = np.zeros((len(viral), world.num_days), np.int64)
-    day = low = 0
-    for rows in stream(world, numbers=numbers):
-        block = min(low + 4096, len(numbers)) - low
-        who = rows["row"].numpy() + low
+    pairs = []
+    for day, who, rows in _with_users(world, numbers):
+        hit = rows["label"].numpy() == 1
         shown += np.bincount(who, minlength=len(numbers))
-        clicks += np.bincount(who[rows["label"].numpy() == 1], minlength=len(numbers))
+        clicks += np.bincount(who[hit], minlength=len(numbers))
         reached += np.bincount(rows["position"].numpy(), minlength=world.max_depth)
         video = rows["video"].numpy()
         if exposure is not None:
             exposure += np.bincount(video, minlength=world.num_videos)
         viral_views[:, day] += (video[:, None] == viral).sum(0) if len(viral) else 0
-        low = low + block
-        if low == len(numbers):
-            day, low = day + 1, 0
+        if world.num_videos <= SMALL:
+            pairs.append(np.stack([who[hit], video[hit]], 1))
 
     month = users(world, torch.arange(len(numbers))).sign_up_day.numpy() <= 0
     gated = len(numbers) >= RATES_FROM_USERS and world.num_days == 30
@@ -129,8 +109,8 @@ def _homepage(world: World, numbers: range) -> Iterator[Line]:
     yield _line("new users a day, share of all", new_users, KUAIRAND_NEW_USERS, source="KuaiRand-Pure")
     span = world.num_days + world.fresh_days
     yield _line("new videos a day, share of all", world.num_new / span / world.num_videos)
-    if world.num_videos <= 20_000:
-        held = spectrum(world, numbers, KUAIRAND_DENSITY)
+    if world.num_videos <= SMALL:
+        held = spectrum(np.concatenate(pairs), KUAIRAND_DENSITY)
         name = "homepage: share of the clicks in 20 singular values, at KuaiRand's density"
         yield _line(name, held, KUAIRAND_SPECTRUM, source="KuaiRand-Pure, long views")
         oracle, informed = next_in_session(world)
@@ -138,16 +118,15 @@ def _homepage(world: World, numbers: range) -> Iterator[Line]:
         yield _line("next in session: gain of knowing the intent's posterior", informed / oracle - 1)
 
 
-def spectrum(world: World, numbers: range, density: float, rank: int = 20) -> float:
-    """What the largest singular values of the matrix of positives hold of its squared entries, the matrix thinned at
-    random to a density."""
-    pairs = np.zeros((0, 2), np.int64)
-    low = 0
-    for rows in stream(world, numbers=numbers):
-        hit = rows["label"] == 1
-        found = np.stack([rows["row"][hit].numpy() + low, rows["video"][hit].numpy()], 1)
-        pairs = np.concatenate([pairs, found])
-        low = (low + min(4096, len(numbers) - low)) % len(numbers)
+def _with_users(world: World, numbers: range) -> Iterator[tuple[int, np.ndarray, Columns]]:
+    """The rows of the month by block, with their day and their users' numbers; numbers starts at 0."""
+    for (day, some), rows in zip(blocks(world, numbers=numbers), stream(world, numbers=numbers), strict=True):
+        yield day, rows["row"].numpy() + some.start, rows
+
+
+def spectrum(pairs: np.ndarray, density: float, rank: int = 20) -> float:
+    """What the largest singular values of a 0/1 matrix hold of its squared entries, once it is thinned at random to a
+    density. pairs: the (row, column) of its ones, int64 [N, 2], repeats allowed."""
     pairs = np.unique(pairs, axis=0)
     cells = len(np.unique(pairs[:, 0])) * len(np.unique(pairs[:, 1]))
     keep = np.random.default_rng(0).random(len(pairs)) < min(1.0, density * cells / len(pairs))
@@ -168,10 +147,8 @@ def _feed(world: World, numbers: range) -> Iterator[Line]:
     month = users(world, torch.arange(len(numbers))).sign_up_day.numpy() <= 0
     names = ("label", "liked", "shared", "disliked", "watch_seconds")
     sums, total, complete = dict.fromkeys(names, 0.0), 0, 0.0
-    low = 0
-    for rows in stream(world, numbers=numbers):
-        here = torch.from_numpy(month)[rows["row"] + low]
-        low = (low + min(4096, len(numbers) - low)) % len(numbers)
+    for _, who, rows in _with_users(world, numbers):
+        here = torch.from_numpy(month[who])
         total += int(here.sum())
         for name in names:
             sums[name] += float(rows[name][here].double().sum())
@@ -212,18 +189,13 @@ def next_in_session(world: World, cut_day: int | None = None) -> tuple[float, fl
     """
     cut_day = world.num_days - max(1, world.num_days // 5) if cut_day is None else cut_day
     cut = world.start_us + cut_day * DAY_US
-    ids = torch.cat([torch.zeros(2, dtype=torch.int64), video_ids(world, torch.arange(world.num_videos))])
+    ids = torch.cat([torch.zeros(NUM_RESERVED, dtype=torch.int64), video_ids(world, torch.arange(world.num_videos))])
     oracle = LogOracle(world, ids, cut)
     everybody = users(world, torch.arange(world.num_users))
-    seen_user, seen_video = [], []
-    for rows in stream(world, range(cut_day)):
+    seen = torch.zeros(world.num_users, world.num_videos, dtype=torch.bool)  # before the day at hand
+    for (_, some), rows in zip(blocks(world, range(cut_day)), stream(world, range(cut_day)), strict=True):
         hit = rows["label"] == 1
-        seen_user.append(rows["user_id"][hit])
-        seen_video.append(rows["video"][hit])
-    order = {int(user): i for i, user in enumerate(user_ids(world, everybody.number))}
-    history: list[set[int]] = [set() for _ in order]
-    for user, video in zip(torch.cat(seen_user).tolist(), torch.cat(seen_video).tolist(), strict=True):
-        history[order[user]].add(video)
+        seen[rows["row"][hit] + some.start, rows["video"][hit]] = True
 
     found = np.zeros(2)
     count = 0
@@ -232,27 +204,21 @@ def next_in_session(world: World, cut_day: int | None = None) -> tuple[float, fl
         hits = (rows["label"] == 1).nonzero()[:, 0]
         session = rows["session"][hits]
         query = hits[1:][session[1:] == session[:-1]]
-        for low in range(0, len(query), 512):
-            some = query[low : low + 512]
-            user = rows["user_id"][some]
-            plain = oracle.score({"user_key": user})[:, 2:]
-            informed = oracle.next_in_visit(user, intent_posterior(world, day, rows, some))[:, 2:]
-            for i, row in enumerate(some.tolist()):
-                above = hits[(hits < row) & (rows["user_id"][hits] == rows["user_id"][row])]
-                known = torch.tensor(
-                    [*history[int(rows["row"][row])], *rows["video"][above].tolist()], dtype=torch.int64
-                )
-                plain[i, known], informed[i, known] = -1.0, -1.0
-            target = rows["video"][some]
-            new = torch.tensor(
-                [int(t) not in history[int(rows["row"][row])] for t, row in zip(target, some, strict=True)]
-            )
+        for some in query.split(512):
+            who, target = rows["row"][some], rows["video"][some]
+            plain = oracle.score({"user_key": rows["user_id"][some]})[:, NUM_RESERVED:]
+            posterior = intent_posterior(world, day, rows, some)
+            informed = oracle.next_in_visit(rows["user_id"][some], posterior)[:, NUM_RESERVED:]
+            known = seen[who]
+            for query_row, row in enumerate(some):
+                today = hits[(hits < row) & (rows["row"][hits] == who[query_row])]
+                known[query_row, rows["video"][today]] = True
+            new = ~seen[who, target]
             for which, scores in enumerate((plain, informed)):
-                top = scores.topk(20, 1).indices
+                top = scores.masked_fill(known, -1.0).topk(20, 1).indices
                 found[which] += int(((top == target[:, None]).any(1) & new).sum())
             count += int(new.sum())
-        for row in hits.tolist():
-            history[int(rows["row"][row])].add(int(rows["video"][row]))
+        seen[rows["row"][hits], rows["video"][hits]] = True
     return float(found[0] / count), float(found[1] / count)
 
 
@@ -264,6 +230,12 @@ def _line(
     source: str = "",
     gated: bool = True,
 ) -> Line:
-    held = gated and tolerance is not None and published is not None
-    low, high = (published - tolerance, published + tolerance) if held else (None, None)  # type: ignore[operator]
-    return Line(statistic, float(measured), published, low, high, source)
+    """One statistic. verdict: met or missed where a tolerance holds, else reported."""
+    low, high, verdict = None, None, "reported"
+    if gated and published is not None and tolerance is not None:
+        low, high = published - tolerance, published + tolerance
+        verdict = "met" if low <= measured <= high else "missed"
+    return {
+        "statistic": statistic, "measured": float(measured), "published": published, "low": low, "high": high,
+        "verdict": verdict, "source": source,
+    }  # fmt: skip

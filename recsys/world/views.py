@@ -19,19 +19,18 @@ from scipy.special import roots_hermitenorm, roots_jacobi
 from torch import Tensor
 
 from recsys.world.behaviour import (
-    intent_interest,
     interest,
     length,
     log_taste,
-    positive,
     session_rate,
 )
 from recsys.world.constants import World
-from recsys.world.oracle import attention, usual_evening
+from recsys.world.oracle import attention, over_intents, usual_evening
 from recsys.world.population import COUNTRIES, LANGUAGES, SPEECHLESS, Videos, users
 
 NODES = 4
 MOST_FAVOURITES = 4  # of one topic that are told apart
+AGED = 1 << 15  # a day by which every video is old
 
 
 def lifetime_days(world: World) -> float:
@@ -95,25 +94,18 @@ def _mean_relevance(world: World, what: Videos) -> tuple[Tensor, Tensor]:
         for (first, a), (second, b) in product(_weights(J, n), _weights(max(J - n, 1), m)):
             share = torch.full_like(mean, (1 - world.wander) * first + even)
             rest = torch.full_like(mean, (1 - world.wander) * second * (1 - first) + even)
-            same = what.topic == what.second_topic
-            rest = torch.where(same, share, rest)
+            rest = torch.where(what.topic == what.second_topic, share, rest)
             for understood, (x, c) in product((True, False), hermite):
                 knows = torch.full_like(mean, float(understood)).bool()
                 bias = torch.full_like(mean, world.user_bias_sigma * float(x))
                 wanted = interest(
                     world, log_taste(world, share), log_taste(world, rest), knows, bias, what, AGED
                 ) + context  # fmt: skip
-                weight = torch.where(same, 0.0, rest)
-                relevance = share * positive(world, wanted + intent_interest(world, what.topic, what), what)
-                relevance += weight * positive(world, wanted + intent_interest(world, what.second_topic, what), what)
-                relevance += (1 - share - weight) * positive(world, wanted, what)
+                relevance = over_intents(world, wanted, share, rest, what)
                 p = chance * a * b * float(c) / total * (speakers if understood else 1 - speakers)
                 mean += p * relevance
                 tasty += p * share * relevance
     return mean, tasty
-
-
-AGED = 1 << 15  # a day by which every video is old
 
 
 def _binomial(n: int, k: int, q: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A world's log on disk, by day, resumable; or as a stream that never touches disk.
+"""A world's log on disk, by day, resumable.
 
 A folder holds `day=2026-01-05/part-0000000000.parquet` (zstd, with column statistics; the number is that of the part's
 first user; a day's visits are those that start on it), `_schema.json` from the start and `_statistics.json` at the
@@ -12,11 +12,10 @@ import hashlib
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,14 @@ import polars as pl
 import torch
 
 from recsys import atomic
-from recsys.world.behaviour import (
-    COLUMNS,
-    Columns,
-    blocks,
-    frame,
-    impressions,
-    reach,
-    sessions,
-    visit,
-)
+from recsys.world.behaviour import reach, season, sessions
 from recsys.world.constants import World
+from recsys.world.logs import COLUMNS, DTYPES, USERS_AT_ONCE, blocks, frame, impressions, in_order, of_block, visit
 from recsys.world.population import drifted, user_numbers, user_table, users, video_numbers, video_table
 
 VERSION = 1  # of the arithmetic and the layout: another one writes other rows
 SCHEMA, STATISTICS = "_schema.json", "_statistics.json"
-USERS_A_PART = 12 * 4096  # some 900,000 rows
+USERS_A_PART = 12 * USERS_AT_ONCE  # some 900,000 rows
 BYTES_A_ROW = 13  # compressed, as measured
 
 
@@ -56,51 +47,9 @@ class Part:
 
 def expected_rows(world: World) -> float:
     """Impressions to expect of the whole log."""
-    weekends = sum((world.start_us // 86_400_000_000 + day + 3) % 7 >= 5 for day in range(world.num_days))
-    days = world.num_days + weekends * (world.weekend_gain - 1)
+    days = sum(season(world, day) for day in range(world.num_days))
     present = 1 - world.new_user_share / 2
     return world.num_users * present * world.sessions_per_day * days * float(reach(world).sum())
-
-
-def stream(
-    world: World,
-    days: range | None = None,
-    numbers: range | None = None,
-    device: torch.device | str = "cpu",
-    workers: int | None = None,
-) -> Iterator[Columns]:
-    """The rows of the log as tensors on a device, block by block in its order, a few blocks ahead.
-
-    Args:
-        days, numbers: which days, which users by number; all by default.
-        workers: threads; as many as PyTorch uses if None.
-
-    Yields: the columns of `behaviour.impressions`.
-    """
-    days = range(world.num_days) if days is None else days
-    numbers = range(world.num_users) if numbers is None else numbers
-    workers = workers or torch.get_num_threads()
-
-    def block(day: int, some: range) -> Columns:
-        return impressions(world, day, users(world, torch.arange(some.start, some.stop, device=device)))
-
-    ahead: deque[Future[Columns]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for day, some in blocks(world, days, numbers):
-            ahead.append(pool.submit(block, day, some))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def positives(world: World, workers: int | None = None) -> pl.DataFrame:
-    """The rows of the log with label 1, in its order; the others are never held."""
-    found = []
-    for rows in stream(world, workers=workers):
-        hits = (rows["label"] == 1).nonzero()[:, 0]
-        found.append(frame({name: rows[name][hits] for name in COLUMNS}))
-    return pl.concat(found)
 
 
 def generate(
@@ -132,15 +81,13 @@ def generate(
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: expected at least 1")
     path = Path(path)
-    schema = _schema(world, rows)
-    _claim(path, schema)
-    parts = list(_parts(world, path, rows))
-    expected = {part.path for part in parts}
-    for found in path.glob("day=*/*"):
-        if found not in expected:
-            found.unlink()  # a temporary file of a run that was killed: _claim let nothing else through
+    _claim(path, _schema(world, rows))
     if not (path / STATISTICS).exists():
-        _write_parts(world, parts, workers, report)
+        parts = list(_parts(world, path, rows))
+        left = [part for part in parts if not part.path.exists()]
+        for done, _ in enumerate(in_order(partial(_write_part, world), left, workers), len(parts) - len(left) + 1):
+            if report is not None:
+                report(done, len(parts))
         atomic.write_json(path / STATISTICS, _statistics(path, parts))
     if tables is not None:
         _write_tables(world, path, Path(tables), whole=rows is None)
@@ -149,7 +96,7 @@ def generate(
 
 
 def _schema(world: World, rows: int | None) -> dict[str, Any]:
-    dtypes = frame(impressions(world, 0, users(world, torch.arange(min(world.num_users, 8))))).schema
+    dtypes = frame({name: torch.empty(0, dtype=dtype) for name, dtype in DTYPES.items()}).schema
     columns = {name: {"dtype": str(dtypes[name]), "meaning": meaning} for name, meaning in COLUMNS.items()}
     return {"format": "recsys world log", "version": VERSION, "world": asdict(world), "rows": rows, "columns": columns}
 
@@ -171,9 +118,8 @@ def _claim(path: Path, schema: dict[str, Any]) -> None:
         strangers.append(next(name for name in present if name.startswith("day=")))
     if strangers:
         raise ValueError(f"{path} holds other files ({strangers[0]}): name an empty folder or one that does not exist")
-    for leftover in path.glob("._s*.tmp"):
-        leftover.unlink()
     if SCHEMA not in present:
+        _clear(path)
         atomic.write_json(path / SCHEMA, schema)
         return
     try:
@@ -190,6 +136,14 @@ def _claim(path: Path, schema: dict[str, Any]) -> None:
             raise ValueError(
                 f"{path} holds another log: world.{key} is {known.get(key)} there and {value} here; name another folder"
             )
+
+    _clear(path)
+
+
+def _clear(path: Path) -> None:
+    """Remove the temporary files of a call that was killed."""
+    for leftover in [*path.glob("._s*.tmp"), *path.glob("day=*/.part-*.tmp")]:
+        leftover.unlink()
 
 
 def _parts(world: World, path: Path, rows: int | None) -> Iterator[Part]:
@@ -218,40 +172,11 @@ def _count(world: World, day: int, some: range) -> int:
     return total
 
 
-def _write_parts(
-    world: World, parts: list[Part], workers: int | None, report: Callable[[int, int], object] | None
-) -> None:
-    left = [part for part in parts if not part.path.exists()]
-    done = len(parts) - len(left)
-    todo = iter(left)
-    with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
-        running: set[Future[None]] = set()
-        try:
-            while True:
-                for part in todo:
-                    running.add(pool.submit(_write_part, world, part))
-                    if len(running) > 2 * (workers or torch.get_num_threads()):
-                        break
-                if not running:
-                    return
-                finished, running = wait(running, return_when=FIRST_EXCEPTION, timeout=0.5)
-                for future in finished:
-                    future.result()
-                done += len(finished)
-                if report is not None and finished:
-                    report(done, len(parts))
-        except BaseException:
-            for future in running:
-                future.cancel()
-            raise
-
-
 def _write_part(world: World, part: Part) -> None:
-    frames = [
-        frame(impressions(world, part.day, users(world, torch.arange(block.start, block.stop))))
-        for _, block in blocks(world, range(part.day, part.day + 1), part.users)
-    ]
-    write_frame(part.path, pl.concat(frames).head(part.rows) if part.rows is not None else pl.concat(frames))
+    rows = pl.concat(
+        frame(of_block(world, *block)) for block in blocks(world, range(part.day, part.day + 1), part.users)
+    )
+    write_frame(part.path, rows.head(part.rows) if part.rows is not None else rows)
 
 
 def write_frame(path: Path, rows: pl.DataFrame) -> None:
@@ -269,8 +194,7 @@ def digest(rows: pl.DataFrame) -> str:
         if data.size % 8:
             data = np.concatenate([data, np.zeros(-data.size % 8, np.uint8)])
         total = torch.zeros(1, dtype=torch.int64)
-        if data.size:
-            visit("digest", 1, torch.from_numpy(data.view(np.int64)), data.size // 8, total)
+        visit("digest", 1, torch.from_numpy(data.view(np.int64)), data.size // 8, total)
         whole.update(repr((column.name, str(column.dtype), column.len(), int(total))).encode())
     return whole.hexdigest()
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import yaml
 
-from recsys.world import World, behaviour
+from recsys.world import World, logs
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "world"
 
@@ -35,4 +35,4 @@ def micro(tiny: World) -> World:
 @pytest.fixture(scope="session")
 def log(tiny: World) -> pl.DataFrame:
     """The whole month of world tiny."""
-    return behaviour.log(tiny)
+    return logs.log(tiny)

@@ -3,12 +3,13 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import reference
 import torch
 from polars.testing import assert_frame_equal
 from scipy import stats
 
 from recsys.data import readers
-from recsys.world import World, behaviour, population
+from recsys.world import World, behaviour, logs, population
 from recsys.world.population import users, videos
 
 
@@ -30,7 +31,7 @@ def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
 def test_any_day_and_users_alone_equal_the_full_run(tiny: World, log: pl.DataFrame) -> None:
     ids = population.user_ids(tiny, torch.arange(150, 700)).tolist()
     number = pl.col("session_id")
-    sessions = behaviour.log(tiny, range(7, 9), range(150, 700))
+    sessions = logs.log(tiny, range(7, 9), range(150, 700))
     assert sessions.height > 5000
     same = log.filter(number.is_in(sessions["session_id"].unique().implode()))
     assert_frame_equal(sessions, same, check_exact=True)
@@ -38,22 +39,22 @@ def test_any_day_and_users_alone_equal_the_full_run(tiny: World, log: pl.DataFra
     in_days = start.dt.total_days().is_between(7, 8)
     assert log.filter(in_days & pl.col("user_id").is_in(ids)).height == sessions.height
     # Nor do the block size or the order of the users matter.
-    mixed = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([9, 2, 1])))
-    alone = behaviour.impressions(tiny, 3, users(tiny, torch.tensor([2])))
+    mixed = logs.impressions(tiny, 3, users(tiny, torch.tensor([9, 2, 1])))
+    alone = logs.impressions(tiny, 3, users(tiny, torch.tensor([2])))
     for name, column in alone.items():
         if name not in ("row", "session"):
             assert torch.allclose(column, mixed[name][mixed["row"] == 1], rtol=1e-14), name
 
 
 def test_seeds(micro: World) -> None:
-    first = behaviour.log(micro)
-    assert_frame_equal(first, behaviour.log(micro), check_exact=True)
+    first = logs.log(micro)
+    assert_frame_equal(first, logs.log(micro), check_exact=True)
     month, people = replace(micro, noise_seed=1), replace(micro, seed=1)
-    assert not first.equals(behaviour.log(month))
+    assert not first.equals(logs.log(month))
     assert population.user_table(micro).equals(population.user_table(month))
     assert population.video_table(micro).equals(population.video_table(month))
     assert not population.video_table(micro).equals(population.video_table(people))
-    assert not set(first["item_id"]) & set(behaviour.log(people)["item_id"])
+    assert not set(first["item_id"]) & set(logs.log(people)["item_id"])
 
 
 def test_the_log_is_well_formed(tiny: World, log: pl.DataFrame) -> None:
@@ -95,7 +96,7 @@ def test_tiny_meets_its_rates(tiny: World, log: pl.DataFrame) -> None:
 def test_clicks_happen_as_often_as_stated(tiny: World) -> None:
     stated, clicked = [], []
     for day in range(10):
-        rows = behaviour.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
+        rows = logs.impressions(tiny, day, users(tiny, torch.arange(tiny.num_users)))
         stated.append(rows["relevance"] * behaviour.examination(tiny)[rows["position"].long()])
         clicked.append(rows["label"])
     p, label = torch.cat(stated).numpy(), torch.cat(clicked).numpy()
@@ -118,7 +119,7 @@ def test_draw_probabilities_add_up_to_one(micro: World) -> None:
 def test_propensities_by_enumeration(micro: World) -> None:
     """All ordered pairs that the first two positions can show, against the visits of 60,000 days."""
     day, times = 3, 60_000
-    rows = behaviour.impressions(micro, day, repeated(micro, 4, times), torch.arange(times))
+    rows = logs.impressions(micro, day, repeated(micro, 4, times), torch.arange(times))
     who, every = users(micro, torch.tensor([4])), videos(micro, torch.arange(micro.num_videos))
     who = population.drifted(micro, who, day)
     p = behaviour.probability(micro, day, population.taste(micro, who, every.topic[None]), every)[0]
@@ -179,7 +180,7 @@ def test_responses_are_those_that_the_formulas_state(tiny: World, surface: str) 
     seconds, expected, squares = 0.0, 0.0, 0.0
     for day in (1, 6, 12, 20):
         everybody = users(world, torch.arange(world.num_users))
-        rows = behaviour.impressions(world, day, everybody)
+        rows = logs.impressions(world, day, everybody)
         today = population.drifted(world, everybody, day)
         shown, what = today[rows["row"]], videos(world, rows["video"])
         share, second = (population.taste(world, shown, topic) for topic in (what.topic, what.second_topic))
@@ -213,6 +214,18 @@ def test_responses_are_those_that_the_formulas_state(tiny: World, surface: str) 
     assert abs(seconds - expected) < 4 * squares**0.5
 
 
+@pytest.mark.parametrize("changes", [{}, {"popularity_exponent": 1.0}, {"new_video_share": 0.4}])
+def test_lists_are_those_of_the_plain_formulas(tiny: World, changes: dict) -> None:
+    world = replace(tiny, **changes)
+    for day in (0, 13):
+        everybody = population.drifted(world, users(world, torch.arange(world.num_users)), day)
+        visits = behaviour.sessions(world, day, everybody)
+        rows = logs.impressions(world, day, users(world, torch.arange(world.num_users)))
+        for visit in range(0, len(visits["row"]), 40):
+            compiled = rows["video"][rows["session"] == visit].tolist()
+            assert compiled == reference.shown(world, day, everybody, visits, visit)
+
+
 def test_draws_follow_ten_million_probabilities(tiny: World) -> None:
     """Clicks, first positions and examined positions of ten million rows against what was stated."""
     world = replace(tiny, sessions_per_day=9.0, max_sessions_per_day=24, new_user_share=0.0)
@@ -222,7 +235,7 @@ def test_draws_follow_ten_million_probabilities(tiny: World) -> None:
     every = videos(world, torch.arange(world.num_videos))
     total, variance = 0, torch.zeros(100, dtype=torch.float64)
     for day in range(30):
-        rows = behaviour.impressions(world, day, everybody)
+        rows = logs.impressions(world, day, everybody)
         total += rows["video"].numel()
         position = rows["position"].long()
         p = rows["relevance"] * behaviour.examination(world)[position]
@@ -250,7 +263,7 @@ def test_a_burst_relaxes_as_a_power_law(tiny: World) -> None:
     assert float(behaviour.bursts(world, 12)[1].sum()) == pytest.approx(1)
     assert float(behaviour.bursts(world, 12, since=12)[1].sum()) < 0.8
     assert len(behaviour.bursts(world, 30, since=2)[0]) == 0
-    views = [behaviour.impressions(world, day, users(world, torch.arange(2000)))["video"] for day in (9, 10, 14)]
+    views = [logs.impressions(world, day, users(world, torch.arange(2000)))["video"] for day in (9, 10, 14)]
     before, peak, after = (int((shown == video).sum()) for shown in views)
     assert peak > 3 * before
     assert before <= after < peak / 2
@@ -275,13 +288,13 @@ def test_seasons_drift_and_bursts_can_be_switched_off(tiny: World) -> None:
 
 
 def test_the_number_of_workers_does_not_matter(micro: World) -> None:
-    assert_frame_equal(behaviour.log(micro, workers=1), behaviour.log(micro, workers=3), check_exact=True)
+    assert_frame_equal(logs.log(micro, workers=1), logs.log(micro, workers=3), check_exact=True)
 
 
 def test_a_huge_world_needs_no_table(tiny: World) -> None:
     world = replace(tiny, num_users=1_300_000_000, num_videos=100_000_000, num_topics=2000)
     who = users(world, torch.arange(1_299_999_900, 1_300_000_000))
-    rows = behaviour.impressions(world, 20, who)
+    rows = logs.impressions(world, 20, who)
     assert rows["video"].max() > 10_000_000
     assert (videos(world, rows["video"]).upload_day <= 20).all()
     assert (rows["propensity"] > 0).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from recsys.world import World, behaviour, population
+from recsys.world import World, behaviour, logs, population
 from recsys.world.oracle import LogOracle, RelevanceScorer, attention, relevance, utility
 from recsys.world.population import DAY_US, users, videos
 
@@ -28,7 +28,7 @@ def frequencies(world: World, number: int, cut: int, end: int, times: int) -> to
     who = users(world, torch.full((times,), number))
     clicked = torch.zeros(times, world.num_videos, dtype=torch.bool)
     for day in range(world.num_days):
-        rows = behaviour.impressions(world, day, who, torch.arange(times) + 10**9)
+        rows = logs.impressions(world, day, who, torch.arange(times) + 10**9)
         first = (rows["position"] == 0).nonzero()[:, 0]
         start = rows["timestamp"][first][rows["session"]]
         hits = (rows["label"] == 1) & (start >= cut) & (start < end)
@@ -52,7 +52,7 @@ def test_relevance_is_the_mean_over_intents(tiny: World) -> None:
 @pytest.mark.parametrize("surface", ["homepage", "feed"])
 def test_relevance_is_what_impressions_are_drawn_with(tiny: World, surface: str) -> None:
     world = replace(tiny, surface=surface)
-    rows = behaviour.impressions(world, 2, users(world, torch.arange(100)))
+    rows = logs.impressions(world, 2, users(world, torch.arange(100)))
     first = (rows["position"] == 0).nonzero()[:, 0]
     for z in first[:30].tolist():
         some = slice(z, z + 1)

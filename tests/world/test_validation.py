@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import preset
 
-from recsys.world import World, behaviour
+from recsys.world import World, behaviour, logs
 from recsys.world.oracle import intent_posterior
 from recsys.world.population import drifted, taste, users, videos
 from recsys.world.validation import next_in_session, validate
@@ -29,7 +29,7 @@ def test_a_missed_statistic_is_called_so() -> None:
 def test_intents_by_bayes_rule(tiny: World) -> None:
     """One visit's posterior by a loop over topics and rows, and calibration over many."""
     everybody = users(tiny, torch.arange(tiny.num_users))
-    rows = behaviour.impressions(tiny, 4, everybody)
+    rows = logs.impressions(tiny, 4, everybody)
     hits = (rows["label"] == 1).nonzero()[:, 0]
     query = hits[rows["position"][hits] > 3]
     posterior = intent_posterior(tiny, 4, rows, query)
@@ -44,9 +44,9 @@ def test_intents_by_bayes_rule(tiny: World) -> None:
         p = taste(tiny, who, torch.tensor([topic]))
         for row in range(first, z):
             what = videos(tiny, rows["video"][row : row + 1])
-            logs = [behaviour.log_taste(tiny, taste(tiny, who, t)) for t in (what.topic, what.second_topic)]
+            tastes = [behaviour.log_taste(tiny, taste(tiny, who, t)) for t in (what.topic, what.second_topic)]
             understood = behaviour.speaks(who.country, what.language)
-            wanted = behaviour.interest(tiny, *logs, understood, who.bias, what, 4)
+            wanted = behaviour.interest(tiny, *tastes, understood, who.bias, what, 4)
             at = visits["evening"][rows["session"][row]]
             wanted = wanted + tiny.context_gain * behaviour.length(tiny, what) * at
             wanted = wanted + behaviour.intent_interest(tiny, torch.tensor([topic]), what)

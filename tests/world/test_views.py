@@ -5,16 +5,17 @@ import pytest
 import torch
 from conftest import preset
 
-from recsys.world import World, behaviour, views
+from recsys.world import World, logs, views
 from recsys.world.oracle import _relevance_BN
-from recsys.world.population import taste, users, videos
+from recsys.world.population import tastes, users, videos
 
 
 def test_means_over_users_are_those_of_the_users(tiny: World) -> None:
     world = replace(tiny, taste_drift=0.0, num_users=10_000)
     who, what = users(world, torch.arange(10_000)), videos(world, torch.arange(0, 2000, 20))
-    share = taste(world, who, what.topic.expand(10_000, -1))
-    relevance = _relevance_BN(world, who, what, views.AGED).double()
+    every = tastes(world, who)
+    share = every[:, what.topic]
+    relevance = _relevance_BN(world, who, every.float(), what, views.AGED).double()
     mean, tasty = views._mean_relevance(world, what)
     for seen, stated in ((relevance.mean(0), mean), ((share * relevance).mean(0), tasty)):
         assert float((seen / stated).mean()) == pytest.approx(
@@ -47,7 +48,7 @@ def test_views_of_the_youtube_preset_are_distributed_as_published() -> None:
 def test_the_log_of_the_youtube_preset_agrees_with_the_views() -> None:
     """Clicks of a million rows by expected views: the share of each class of videos."""
     world = preset("youtube")
-    rows = behaviour.impressions(world, 12, users(world, torch.arange(60_000)))
+    rows = logs.impressions(world, 12, users(world, torch.arange(60_000)))
     clicked = rows["video"][rows["label"] == 1]
     # Numbers of old videos are places: the head, where most views are, is sampled apart.
     random, head = torch.Generator().manual_seed(2), world.num_places // 50

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 from recsys.data import readers
 from recsys.data.checks import DataError
-from recsys.world import World, behaviour, population, writer
+from recsys.world import World, logs, population, writer
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -44,7 +44,7 @@ def test_files_hold_the_log(tiny: World, log: pl.DataFrame, tmp_path: Path) -> N
 
 
 def test_content_is_what_the_hash_says(micro: World, tmp_path: Path) -> None:
-    rows = behaviour.log(micro)
+    rows = logs.log(micro)
     assert writer.digest(rows) == writer.digest(rows.clone())
     for other in (
         rows.reverse(),
@@ -159,17 +159,17 @@ def test_a_full_disk_leaves_whole_files_only(micro: World, tmp_path: Path, monke
         with pytest.raises(OSError, match=r"cannot write .*part-0000000000.parquet: No space left on device"):
             writer.generate(micro, tmp_path / "log", workers=1)
     assert names(tmp_path / "log") == ["_schema.json"]
-    assert writer.generate(micro, tmp_path / "log")["rows"] == behaviour.log(micro).height
+    assert writer.generate(micro, tmp_path / "log")["rows"] == logs.log(micro).height
 
 
 def test_a_stream_gives_the_rows_of_the_log(micro: World) -> None:
-    rows = behaviour.log(micro)
-    streamed = pl.concat([behaviour.frame(block) for block in writer.stream(micro, workers=2)])
+    rows = logs.log(micro)
+    streamed = pl.concat([logs.frame(block) for block in logs.stream(micro, workers=2)])
     assert_frame_equal(streamed, rows, check_exact=True)
-    some = pl.concat([behaviour.frame(block) for block in writer.stream(micro, range(2, 4), range(10, 20))])
-    assert_frame_equal(some, behaviour.log(micro, range(2, 4), range(10, 20)), check_exact=True)
+    some = pl.concat([logs.frame(block) for block in logs.stream(micro, range(2, 4), range(10, 20))])
+    assert_frame_equal(some, logs.log(micro, range(2, 4), range(10, 20)), check_exact=True)
     clicks = rows.filter(pl.col("label") == 1)
-    assert_frame_equal(writer.positives(micro), clicks, check_exact=True)
+    assert_frame_equal(logs.positives(micro), clicks, check_exact=True)
     log = readers.world(micro, stream=True)
     assert_frame_equal(log.events.collect(), clicks)
     assert log.counts["positives"] == clicks.height
