@@ -59,6 +59,10 @@ def test_world(tmp_path: Path) -> None:
     assert 0.8 < figures["burst_exponent"] < 2.5
     assert 1_700 < figures["catalogue_by_propensity"] < 2_100
     assert 18 < figures["feed_watch_seconds"] < 23
+    assert 1.10 < figures["weekend_over_weekday"] < 1.20  # the world says 1.15
+    assert 0.33 < figures["evening_share"] < 0.45  # of the visits, in five hours of 24
+    assert 0.35 < figures["homepage_completed"] < 0.50
+    assert 0.25 < figures["feed_completed"] < 0.35
     for measure in ("recall", "clicks"):
         found = figures[measure]
         assert 1.5 * found["popularity"] < found["iALS"] < 0.8 * found["bound"]
