@@ -29,7 +29,7 @@ from recsys.world.population import users
 MEMORY = """
 import sys, tempfile, time
 from recsys import config
-from recsys.world import writer
+from recsys.world import logs, writer
 name, rows, write = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "write"
 world = config.build(config.compose("data=world", f"world={name}").world)
 start, count = time.perf_counter(), 0
