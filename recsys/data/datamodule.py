@@ -166,14 +166,14 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
 
 
 def fingerprint(log: Log) -> str:
-    """SHA-256 hex of the rows of a log, its own test part included: equal for equal content, whatever the
+    """SHA-256 hex of the rows of a log, its own test part and its past included: equal for equal content, whatever the
     order of rows and columns and however they lie in files.
 
     Each row becomes two 64-bit hashes over its (column name, value) pairs; their sums modulo 2^64 go into the
     digest with the number of rows and the names and types of the columns.
     """
     digest = hashlib.sha256()
-    for name, lazy in (("events", log.events), ("test", log.test)):
+    for name, lazy in (("events", log.events), ("test", log.test), ("past", log.past)):
         if lazy is None:
             continue
         rows = lazy.collect()

@@ -31,6 +31,8 @@ class Log:
         when each item can be recommended.
     counts: what was seen while reading: rows_read, duplicate_rows, …
     world: the answer key, when the log is synthetic.
+    past: positives from before the log (user_id, item_id, timestamp), for histories only: never split, trained on or
+        counted.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Log:
     files: tuple[Path, ...] = ()
     counts: dict[str, Any] = field(default_factory=dict)
     world: World | None = None
+    past: pl.LazyFrame | None = None
 
 
 def make_log(

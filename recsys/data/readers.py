@@ -1,4 +1,4 @@
-"""Logs in: any table, MovieLens, adjacency lists, a DataFrame, the world. Each reader returns a `Log`.
+"""Logs in: any table, MovieLens, KuaiRand, adjacency lists, a DataFrame, the world. Each reader returns a `Log`.
 
 Files are scanned lazily and only the columns that are named are read. Rows that agree in every column read
 are one row: the others are counted and dropped.
@@ -6,7 +6,8 @@ are one row: the others are counted and dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from recsys.data import checks
+from recsys.data import kuairand as layout
 from recsys.data.checks import DataError, Rows, nearest
 from recsys.data.files import read_lines, read_rows
 from recsys.data.log import Log, make_log
@@ -168,6 +170,59 @@ def movielens(
         name, events, None, users, items, files, {},
         keep_negatives=keep_negatives, k_core=k_core, start=start, end=end,
     )  # fmt: skip
+
+
+def kuairand(
+    path: str | Path,
+    *,
+    label: str = "long_view",
+    start: str | datetime | None = None,
+    end: str | datetime | None = None,
+    keep: Sequence[str] = ("is_click", "long_view", "is_like"),
+) -> Log:
+    """KuaiRand, as published in CSV or as Parquet with histories, recognised by the files in the folder.
+
+    Rows are impressions by the standard policy (Gao et al., CIKM 2022). Known when a video is shown: `tab`, the page,
+    and `duration_seconds`, null where unknown. Known only afterwards, so outcomes and never inputs: `watch_seconds`,
+    and the responses as `outcome_is_click` and so on. Users and videos bring all their features; `uploaded` is one of
+    them, as every video is older than the log. `Log.past` holds up to 50 videos of each user from before, all at the
+    time of the last one watched: the long views or likes where one of them is the label, else all that was played,
+    clicked or not. What the log has itself is left out of it.
+
+    Args:
+        label: the response that makes an impression positive.
+        start, end: keep rows in [start, end).
+        keep: further responses to keep as outcomes; the label is left out of them.
+
+    Raises:
+        DataError: no known layout in the folder, a label that is no response, or anything wrong with a file.
+    """
+    layout.check_responses(label, keep)
+    paths = layout.find_layout(Path(path))
+    raw = [*layout.KEPT, *(name for name in dict.fromkeys(keep) if name != label)]
+    rows, found, files = _table_rows(paths[layout.LOG], {**layout.COLUMNS, LABEL: label}, raw, None)
+    events = layout.with_context(_typed(rows, found, raw, unit="ms"), rows)
+    users, items = (
+        _features(paths[pattern], layout.COLUMNS[role], role, time, None)
+        for pattern, role, time in ((layout.USERS, USER_ID, None), (layout.VIDEOS, ITEM_ID, "upload_dt"))
+    )
+    assert users is not None
+    assert items is not None
+    log = make_log(
+        "kuairand", events, None, layout.users(users), layout.videos(items), files, {"columns": found},
+        start=start, end=end,
+    )  # fmt: skip
+    if layout.HISTORY not in paths:
+        return log
+
+    def choose(available: list[str], file: str) -> list[str]:
+        _require(wanted := layout.history_columns(label), available, file)
+        return wanted
+
+    histories, more = read_rows(paths[layout.HISTORY], choose)
+    # A few histories end with the user's first row of the log.
+    before = layout.past(histories).join(events, on=[USER_ID, ITEM_ID, TIMESTAMP], how="anti", maintain_order="left")
+    return replace(log, files=files + more, past=before.lazy())
 
 
 def adjacency(train: str | Path, test: str | Path) -> Log:

@@ -1,0 +1,47 @@
+"""The joined view: rows of a log, each with what is known of its user and its item."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import polars as pl
+
+from recsys.data.checks import DataError
+from recsys.data.log import Log
+from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
+
+
+def joined(log: Log, rows: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
+    """Rows, in their order, with the columns of their user and of their item; null where an id has no row there.
+
+    A column of a table whose name the other table, the log's events or the rows have too is told apart by `user_` or
+    `item_` before it, whatever rows are asked for. So an item table's `timestamp` is `item_timestamp`.
+
+    Args:
+        rows: events of the log, a part of a split, or any others with a user_id and an item_id.
+
+    Raises:
+        DataError: ids are text on one side and integers on the other, an id is missing from the rows, or two columns
+            would have one name.
+    """
+    view = rows.lazy()
+    schema = view.collect_schema()
+    tables = {role: table for role, table in ((USER_ID, log.users), (ITEM_ID, log.items)) if table is not None}
+    columns = {role: table.collect_schema() for role, table in tables.items()}
+    apart = Counter([name for found in columns.values() for name in found])
+    apart.update({USER_ID, ITEM_ID, TIMESTAMP, LABEL, *log.events.collect_schema(), *schema})
+    names = list(schema)
+    for role, table in tables.items():
+        if role not in schema:
+            raise DataError(f"{log.name}: the rows have no column {role!r} (they have {', '.join(schema)})")
+        if (schema[role] == pl.String) != (columns[role][role] == pl.String):
+            there = f"{columns[role][role]} in the table of features"
+            raise DataError(f"{log.name}: {role} is {schema[role]} in the rows and {there}; convert one of them")
+        prefix = role.removesuffix("id")
+        renamed = {name: prefix + name for name in columns[role] if name != role and apart[name] > 1}
+        names += [renamed.get(name, name) for name in columns[role] if name != role]
+        view = view.join(table.rename(renamed), on=role, how="left", maintain_order="left")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{log.name}: column {twice[0]!r} comes twice once tables are joined; rename one of them")
+    return view
