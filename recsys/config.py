@@ -138,14 +138,14 @@ def partial(node: DictConfig) -> Callable[..., Any]:
         ConfigError: the node names an unknown argument, or a value of the wrong type.
     """
     from hydra.errors import InstantiationException
-    from hydra.utils import get_object, instantiate
+    from hydra.utils import instantiate
 
     where = node._get_full_key(None) or "configuration"
     target = node.get("_target_")
     if target is None:
         raise ConfigError(f"{where} has no _target_ to build")
     try:
-        check_arguments(get_object(target), node, where)
+        _check_targets(node, where)
         return instantiate(node, _partial_=True, _convert_="all")
     except ImportError as error:
         raise ConfigError(f"{where}._target_={target}: {_first_line(error)}") from error
@@ -153,6 +153,22 @@ def partial(node: DictConfig) -> Callable[..., Any]:
         # Hydra wraps what a constructor of a nested node raised; that is what there is to say.
         cause = error.__cause__ or error
         raise ConfigError(f"{where}: {_first_line(cause)}") from error
+
+
+def _check_targets(node: DictConfig, where: str) -> None:
+    """Hold every node that names a target against that target's signature."""
+    from hydra.utils import get_object
+
+    if target := node.get("_target_"):
+        check_arguments(get_object(target), node, where)
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            _check_targets(node[key], f"{where}.{key!s}")
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a value, or one inside it, will be built and is not yet what a signature asks for."""
+    return isinstance(value, DictConfig) and ("_target_" in value or any(map(_is_built, value.values())))
 
 
 def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) -> None:
@@ -173,7 +189,7 @@ def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) ->
         if OmegaConf.is_missing(node, key):
             raise ConfigError(f"{where}.{key!s} is required: give {where}.{key!s}=…")
         value = node[key]
-        if key in hints and not (isinstance(value, DictConfig) and "_target_" in value):
+        if key in hints and not _is_built(value):
             check_type(value, hints[key], f"{where}.{key}")
 
 
@@ -251,6 +267,8 @@ def _explain(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1).lstrip("+~")
+        if key in _groups():
+            return f"{key} is no option of this command"
         return f"unknown key {key}: {nearest(key, _known_keys())}"
     if found := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         group, _, option = found.group(1).rpartition("/")

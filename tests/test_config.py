@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recsys import config
 
@@ -39,12 +39,13 @@ def test_defaults_compose_to_the_built_in_world() -> None:
         ("modell=als", "unknown key modell: did you mean model?"),
         ("evaluation.kk=[5]", "unknown key evaluation.kk: did you mean evaluation.k?"),
         ("sed=1", "unknown key sed: did you mean seed?"),
+        ("features=world", "features is no option of this command"),
     ],
 )
 def test_unknown_words_name_the_nearest(override: str, expected: str) -> None:
     with pytest.raises(config.ConfigError) as error:
         config.compose(override)
-    assert str(error.value) == expected
+    assert str(error.value).startswith(expected)
 
 
 @pytest.mark.parametrize("override", ["model=", "[", "a=b=c}", "split.validation=[1"])
@@ -73,7 +74,7 @@ def test_build_passes_runtime_arguments_untouched() -> None:
 def test_build_holds_arguments_against_the_signature(values: dict[str, object], expected: str) -> None:
     with pytest.raises(config.ConfigError) as error:
         config.build(node(**values), schema=None)
-    assert str(error.value) == expected
+    assert str(error.value).startswith(expected)
 
 
 def test_update_changes_a_copy_and_refuses_unknown_keys() -> None:
@@ -86,17 +87,33 @@ def test_update_changes_a_copy_and_refuses_unknown_keys() -> None:
         config.update(cfg, ["evaluation.kk=[3]"])
 
 
+def composed(file: Path) -> DictConfig:
+    """With the option of a group chosen; a group that training does not know, features, is added."""
+    known = file.parent.name in config.compose()
+    return config.compose(f"{'' if known else '+'}{file.parent.name}={file.stem}")
+
+
 def test_every_option_of_every_group_composes() -> None:
     for file in sorted(config.config_dir().glob("*/*.yaml")):
-        cfg = config.compose(f"{file.parent.name}={file.stem}")
+        cfg = composed(file)
         assert cfg[file.parent.name]
 
 
 def test_every_yaml_argument_exists_in_what_it_builds() -> None:
     checked = 0
     for file in sorted(config.config_dir().glob("*/*.yaml")):
-        cfg = config.compose(f"{file.parent.name}={file.stem}")
+        cfg = composed(file)
         if "_target_" in cfg[file.parent.name] and "???" not in Path(file).read_text():
             config.partial(cfg[file.parent.name])
             checked += 1
     assert checked > 8
+
+
+def test_a_wrong_word_deep_in_a_node_is_named_with_its_place() -> None:
+    cfg = config.compose("+features=world")
+    cfg.features.user.country = {"_target_": "recsys.features.Category", "min_cuont": 2}
+    with pytest.raises(config.ConfigError, match=r"features.user.country.min_cuont: did you mean min_count"):
+        config.partial(cfg.features)
+    cfg.features.user.country = {"_target_": "recsys.features.Category", "min_count": "many"}
+    with pytest.raises(config.ConfigError, match=r"features.user.country.min_count=many: expected a valid integer"):
+        config.partial(cfg.features)

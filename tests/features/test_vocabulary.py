@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.features.vocabulary import Vocabulary, id_keys, mix64
+from recsys.features import Category, FeatureError, FeaturePipeline
+from recsys.features.vocabulary import FEW, Counts, Vocabulary, id_keys, mix64
 
 numbers = st.lists(st.integers(0, 2**63 - 1), max_size=40)
 texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=40)
@@ -77,3 +78,112 @@ def test_mix64_is_splitmix64():
     seed = np.full(1, 1234567)
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [int(mix64(seed, step)[0]) for step in range(3)] == expected
+
+
+def test_null_can_be_a_value_of_its_own(tmp_path):
+    vocabulary = Vocabulary(["b", "a"], null=True)
+    assert len(vocabulary) == 5
+    assert vocabulary.encode(pl.Series(["a", None, "c", "b"])).tolist() == [2, 4, 1, 3]
+    assert vocabulary.encode(pl.Series([None, None])).tolist() == [4, 4]
+    assert vocabulary.decode(torch.tensor([4, 3])).to_list() == [None, "b"]
+    vocabulary.save(tmp_path / "v.parquet")
+    assert Vocabulary.load(tmp_path / "v.parquet") == vocabulary != Vocabulary(["b", "a"])
+
+
+@given(st.one_of(numbers, texts), st.one_of(numbers, texts))
+def test_few_ids_are_looked_up_as_many_are_joined(known, asked):
+    kind = pl.String if any(isinstance(value, str) for value in known + asked) else pl.Int64
+    known, asked = ([str(v) if kind == pl.String else v for v in values] for values in (known, asked))
+    filler = [f"~{n}" for n in range(900)] if kind == pl.String else [-n for n in range(1, 901)]
+    vocabulary = Vocabulary(pl.Series([*known, *filler], dtype=kind), null=True)
+    few = pl.Series([*asked, None], dtype=kind)
+    one_by_one = [vocabulary.encode(few[row : row + 1]).item() for row in range(few.len())]
+    for padding in ([None] * FEW, filler):  # searched, then joined
+        some = pl.concat([few, pl.Series(padding, dtype=kind)])
+        assert vocabulary.encode(some).tolist()[: few.len()] == one_by_one
+
+
+def test_an_empty_vocabulary_knows_nothing_of_any_kind():
+    for ids in (["a", None] * 20, pl.Series([1, None] * 20, dtype=pl.Int64)):
+        assert Vocabulary([]).encode(ids).tolist() == [1] * 40
+
+
+# --- Category ---
+
+
+def fitted(feature, values):
+    return FeaturePipeline(context={"x": feature}).fit(pl.DataFrame({"x": values}))
+
+
+def indices(pipeline, values):
+    return pipeline.transform(pl.DataFrame({"x": values}))["x"].tolist()
+
+
+def test_rare_values_are_other_and_null_is_a_value():
+    pipeline = fitted(Category(min_count=2), ["b", "a", "b", None, "a", None, "rare"])
+    assert pipeline.columns[0].cardinality == 5
+    assert indices(pipeline, ["a", "b", None, "rare", "unseen"]) == [2, 3, 4, 1, 1]
+    without = fitted(Category(), ["b", "a"])
+    assert without.columns[0].cardinality == 4
+    assert indices(without, pl.Series([None, "a"], dtype=pl.String)) == [1, 2]
+
+
+@given(st.permutations([3, 3, 3, 1, 1, 2, 2, 9, None]))
+def test_the_most_frequent_are_kept_whatever_the_order_of_rows(values):
+    pipeline = fitted(Category(max_size=2), pl.Series(values, dtype=pl.Int64))
+    assert pipeline.features["x"].vocabulary.ids.to_list() == [1, 3]  # of 1 and 2, the smaller
+
+
+def test_counts_over_many_chunks_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    values, counts = rng.integers(0, 5000, 60_000), Counts()
+    counts._held = -500_000  # so that merging begins early
+    for part in np.array_split(values, 37):
+        counts.add(pl.Series(part))
+    found = counts.table()
+    expected = np.unique(values, return_counts=True)
+    assert found["value"].to_list() == expected[0].tolist()
+    assert found["count"].to_list() == expected[1].tolist()
+
+
+def test_booleans_and_whole_numbers_are_categories():
+    assert indices(fitted(Category(), [True, False]), [False, True, None]) == [2, 3, 1]
+    assert indices(fitted(Category(), [4.0, 7.0, float("nan")]), [7, 4, 5]) == [3, 2, 1]
+    assert indices(fitted(Category(), [4.0, None]), [4.0, None, float("nan")]) == [2, 3, 3]
+    assert indices(fitted(Category(), pl.Series(["a", "b"], dtype=pl.Categorical())), ["b"]) == [3]
+
+
+def test_lists_are_padded_and_cut():
+    tags = pl.Series([["b", "a"], None, [], ["a", "c", "d", "b"], ["z", None]], dtype=pl.List(pl.String))
+    pipeline = fitted(Category(length=3), tags)
+    assert (pipeline.columns[0].cardinality, pipeline.columns[0].width) == (7, 3)
+    assert indices(pipeline, tags) == [[3, 2, 0], [0, 0, 0], [0, 0, 0], [2, 4, 5], [6, 1, 0]]
+    assert indices(pipeline, tags.head(0)) == []
+    hot = fitted(Category(length=3, one_hot=True), tags)
+    assert indices(hot, tags)[3] == [0, 0, 1, 0, 1, 1, 0]
+    assert indices(hot, tags)[1] == [0] * 7
+
+
+def test_one_hot_has_a_column_for_other():
+    hot = fitted(Category(one_hot=True), ["a", "b"])
+    assert indices(hot, ["b", "zzz"]) == [[0, 0, 0, 1], [0, 1, 0, 0]]
+    assert (hot.columns[0].dtype, hot.columns[0].width, hot.columns[0].cardinality) == ("float32", 4, None)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (Category(), pl.Series([None, None], dtype=pl.String), "nothing but nulls in the rows to fit on: leave it out"),
+        (Category(), [None, None], "nothing but nulls: leave it out"),
+        (Category(), [1.0, 2.5], "'x' holds integers, row 1 has 2.5"),
+        (Category(), pl.Series([0]).cast(pl.Datetime("us")), "categories are integers, text or booleans"),
+        (Category(), [["a"]], "holds lists: say how many places to keep"),
+        (Category(length=2), ["a"], "holds no lists: leave length out"),
+        (Category(), [{"a": 1}], "is Struct.*: convert it"),
+    ],
+)
+def test_columns_that_are_no_categories(feature, values, message):
+    with pytest.raises(FeatureError, match=f"feature 'x': .*{message}"):
+        fitted(feature, values)
+    with pytest.raises(FeatureError, match="min_count=0: expected at least 1"):
+        Category(min_count=0)
