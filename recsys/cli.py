@@ -1,4 +1,5 @@
-"""The command line: recsys train | evaluate | recommend | resume | compare | generate | world | doctor.
+"""The command line: recsys train | evaluate | recommend | resume | compare | features | generate | world |
+study | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +29,10 @@ recsys: a research lab for recommender systems
                                                  a synthetic world's log as Parquet by day; again: goes on
   recsys world validate world=small              its statistics beside published ones
   recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
+  recsys features features=world path=DIR [data=…] [split=…]
+                                                 columns to tensors: fit on train, write every part (or features=F.yaml)
+  recsys study collisions [buckets=100,1000] [world=…] [model=…] [k=20] [out=F.parquet]
+                                                 what hashing the items of a log costs
   recsys doctor                                  versions and devices, with a kernel run on each
 
 Start with:  recsys train model=als
@@ -190,6 +196,34 @@ def _compare(arguments: list[str]) -> None:
     _show_comparison([Run(Path(path)) for path in options["runs"].split(",")])
 
 
+def _features(arguments: list[str]) -> None:
+    """features=… is a group of its own here, or a file; path is ours; the rest chooses data and split as for train."""
+    own = [a for a in arguments if a.startswith(("path=", "features="))]
+    options = _options(own, required=("features", "path"))
+    chosen, rest = options["features"], [a for a in arguments if a not in own]
+    from recsys import config, feature_files, tracking
+    from recsys.data.datamodule import RecDataModule
+    from recsys.features.embeddings import embedding_dim
+
+    if chosen.endswith(".yaml"):
+        cfg = config.with_value(config.compose(*rest), "features", config.load(Path(chosen)))
+    else:
+        cfg = config.compose(f"+features={chosen}", *rest)
+    pipeline = config.build(cfg.features)
+    module = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed)
+    found = feature_files.write(pipeline, module, options["path"])
+    rows = [
+        (c.name, c.role, c.dtype, c.cardinality, c.width, c.cardinality and embedding_dim(c.cardinality))
+        for c in pipeline.columns
+    ]
+    header = ("input", "role", "dtype", "indices", "values a row", "embedding dim (rule)")
+    _print_table(options["path"], header, [["" if v is None else f"{v}" for v in row] for row in rows])
+    for part, about in found["parts"].items():
+        rate = about["rows"] / max(about["seconds"], 1e-9)
+        tracking.print_line(f"{part}: {about['rows']:,} rows, {about['files']} files, {rate:,.0f} rows/s")
+    tracking.print_line(f"fitted on train in {found['fit_seconds']:.1f} s; pipeline {found['pipeline'][:12]}")
+
+
 def _generate(arguments: list[str]) -> None:
     """world=… and world.key=… choose the world as for train; the rest are options of their own."""
     own = ("path", "tables", "workers", "seed", "world.rows")
@@ -235,6 +269,32 @@ def _world(arguments: list[str]) -> None:
     _print_frame(f"world {world.name}", report, ",.4g")
     if (report["verdict"] == "missed").any():
         _fail("a published statistic is missed", 1)
+
+
+def _study(arguments: list[str]) -> None:
+    if arguments[:1] != ["collisions"]:
+        raise ValueError("recsys study: expected `recsys study collisions`")
+    own = [a for a in arguments[1:] if a.startswith(("buckets=", "k=", "out="))]
+    options = _options(own, optional=("buckets", "k", "out"))
+    k = _whole(options, "k") or 20
+    from recsys import atomic, backend, config
+    from recsys.data.datamodule import RecDataModule
+    from recsys.studies.collisions import study
+
+    chosen = [a for a in arguments[1:] if a not in own]
+    if not any(a.startswith("model=") for a in chosen):
+        chosen.append("model=als")
+    cfg = config.compose(*chosen)
+    data = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed)
+    items = len(data.items)
+    numbers: list[int | None] = [None, *(max(items * share // 100, 2) for share in (1000, 200, 100, 50, 25, 10))]
+    if "buckets" in options:
+        numbers = [None, *(config.check_type(n, int, "buckets") for n in options["buckets"].strip("[]").split(","))]
+    evaluate = partial(config.partial(cfg.evaluation), device=backend.device("cpu"), seed=cfg.seed)
+    report = study(data, config.partial(cfg.model), evaluate, numbers, k=k, seed=cfg.seed)
+    _print_frame(f"{data.log.name}: {items:,} items in buckets (none given: every item has its own)", report, ".4g")
+    if "out" in options:
+        atomic.write(Path(options["out"]), report.write_parquet)
 
 
 def _whole(options: dict[str, str], name: str) -> int | None:
@@ -349,8 +409,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "recommend": _recommend,
     "compare": _compare,
+    "features": _features,
     "generate": _generate,
     "world": _world,
+    "study": _study,
     "doctor": _doctor,
 }
 

@@ -30,8 +30,8 @@ kernels = Native(Path(__file__).with_name("hashing.cu"))
 P1, P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 P3, P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
 P5_AND_SIZE = 0x27D4EB2F165667C5 + 8  # a hash of eight bytes starts from this and the seed
-CHUNK = 1 << 15  # values at a time: with their scratch they stay in the second-level cache of a core
-ALONE = 1 << 18  # values that one thread does faster than it starts another
+CHUNK = 1 << 17  # values at a time: few enough for the cache, enough that threads seldom wait for the interpreter
+ALONE = 1 << 19  # values that one thread does in less time than it takes to start others
 
 
 @overload
@@ -243,14 +243,13 @@ def _hash_text(column: pl.Series, seed: int, device: torch.device) -> Tensor:
         import polars_hash
     except ImportError:
         raise ImportError("hashing text on the CPU needs polars-hash: pip install polars-hash") from None
-    frame, hashes = column.fill_null(b"" if column.dtype == pl.Binary else "").to_frame("x"), np.empty(size, np.uint64)
-    expression = polars_hash.col("x").nchash.xxhash64(seed=seed)
-
-    def work(begin: int, end: int) -> None:
-        hashes[begin:end] = frame[begin:end].select(expression).to_series().to_numpy()
-
-    _in_threads(work, size)
-    return torch.from_numpy(hashes.view(np.int64))
+    frame, expression = column.to_frame("x"), polars_hash.col("x").nchash.xxhash64(seed=seed)
+    if size > ALONE:  # the streaming engine takes all of Polars' threads
+        found = frame.lazy().select(expression).collect(engine="streaming").to_series()
+    else:
+        found = frame.select(expression).to_series()
+    found = found.fill_null(NULL_HASH) if column.null_count() else found
+    return torch.from_numpy(found.to_numpy(writable=True).view(np.int64))
 
 
 def _hash_categories(column: pl.Series, seed: int, device: torch.device) -> Tensor:

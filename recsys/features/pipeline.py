@@ -276,7 +276,12 @@ class FeaturePipeline:
 
     def _with_derived(self, chunk: pl.DataFrame) -> pl.DataFrame:
         """A chunk of raw columns in the dtypes of their kinds, and what is derived from them."""
-        rows = chunk.with_columns(as_kind(column, self.inputs[column.name]) for column in chunk.iter_columns())
+        # Polars divides one number by a constant, but multiplies several by its reciprocal, which gives other bits. So a
+        # row is never computed alone, nor a piece of memory that holds one row.
+        if chunk.height == 1:
+            return self._with_derived(pl.concat([chunk, chunk])).head(1)
+        rows = chunk.rechunk()
+        rows = rows.with_columns(as_kind(column, self.inputs[column.name]) for column in rows.iter_columns())
         for name, expression in self._derived.items():
             if set(expression.meta.root_names()) <= set(rows.columns):
                 try:
