@@ -29,7 +29,7 @@ recsys: a research lab for recommender systems
                                                  a synthetic world's log as Parquet by day; again: goes on
   recsys world validate world=small              its statistics beside published ones
   recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
-  recsys features features=world path=DIR [data=…] [split=…]
+  recsys features features=world path=DIR [data=…] [split=…] [negatives=0.1]
                                                  columns to tensors: fit on train, write every part (or features=F.yaml)
   recsys study collisions [buckets=100,1000] [world=…] [model=…] [k=20] [out=F.parquet]
                                                  what hashing the items of a log costs
@@ -197,21 +197,24 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _features(arguments: list[str]) -> None:
-    """features=… is a group of its own here, or a file; path is ours; the rest chooses data and split as for train."""
-    own = [a for a in arguments if a.startswith(("path=", "features="))]
-    options = _options(own, required=("features", "path"))
+    """features=… is a group here, or a file; path and negatives are ours; the rest chooses data and split."""
+    own = [a for a in arguments if a.startswith(("path=", "features=", "negatives="))]
+    options = _options(own, required=("features", "path"), optional=("negatives",))
     chosen, rest = options["features"], [a for a in arguments if a not in own]
     from recsys import config, feature_files, tracking
     from recsys.data.datamodule import RecDataModule
     from recsys.features.embeddings import embedding_dim
+    from recsys.features.sampling import NegativeSampling
 
     if chosen.endswith(".yaml"):
         cfg = config.with_value(config.compose(*rest), "features", config.load(Path(chosen)))
     else:
         cfg = config.compose(f"+features={chosen}", *rest)
     pipeline = config.build(cfg.features)
+    rate = config.check_type(options.get("negatives"), float | None, "negatives")
+    negatives = None if rate is None else NegativeSampling(rate, cfg.seed)
     module = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed)
-    found = feature_files.write(pipeline, module, options["path"])
+    found = feature_files.write(pipeline, module, options["path"], negatives=negatives)
     rows = [
         (c.name, c.role, c.dtype, c.cardinality, c.width, c.cardinality and embedding_dim(c.cardinality))
         for c in pipeline.columns

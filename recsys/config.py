@@ -72,8 +72,18 @@ def compose_run(*overrides: str) -> tuple[DictConfig, Path]:
 
 
 def load(path: Path) -> DictConfig:
-    """Read a configuration that `save` or a run wrote."""
-    loaded = OmegaConf.load(path)
+    """Read a configuration that a run, or a user, wrote.
+
+    Raises:
+        ConfigError: the file holds no YAML, or no keys and values.
+        OSError: it cannot be read.
+    """
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ConfigError(f"{path} holds no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} holds no configuration: expected keys and values")
     return loaded

@@ -23,6 +23,7 @@ from recsys import atomic
 from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import joined
 from recsys.features import FeaturePipeline
+from recsys.features.sampling import NegativeSampling
 from recsys.schema import Role
 
 DESCRIPTION, PIPELINE = "features.json", "pipeline"
@@ -31,12 +32,21 @@ ROWS_A_FILE = 1 << 17
 
 
 def write(
-    pipeline: FeaturePipeline, module: RecDataModule, path: str | Path, *, rows_a_file: int = ROWS_A_FILE
+    pipeline: FeaturePipeline,
+    module: RecDataModule,
+    path: str | Path,
+    *,
+    negatives: NegativeSampling | None = None,
+    rows_a_file: int = ROWS_A_FILE,
 ) -> dict[str, Any]:
     """Fit a pipeline on the train rows of a log, and write the tensors of all parts.
 
     Histories of train see each row's own past, those of validation what train knows, those of test also the validation
     rows: the pipeline that is saved knows all before the test cut.
+
+    Args:
+        negatives: keep this share of train's negatives. The pipeline is fitted on all rows, validation and test are
+            left whole, and the rate stands in features.json, to correct probabilities by.
 
     Returns: what features.json holds: rows, files and seconds of each part, the columns, fingerprints.
     Raises:
@@ -53,7 +63,8 @@ def write(
         start = time.perf_counter()
         pipeline.fit(rows, past=module.log.past)
         fitting = time.perf_counter() - start
-        parts["train"] = _write_part(pipeline, rows, beside / "train", rows_a_file)
+        kept = rows if negatives is None else negatives.keep(rows)
+        parts["train"] = _write_part(pipeline, kept, beside / "train", rows_a_file)
         if module.split.validation is not None:
             rows = joined(module.log, module.split.validation)
             parts["validation"] = _write_part(pipeline, rows, beside / "validation", rows_a_file)
@@ -63,6 +74,7 @@ def write(
         pipeline.save(beside / PIPELINE)
         description = {
             "parts": parts,
+            "negatives": None if negatives is None else negatives.to_dict(),
             "fit_seconds": round(fitting, 3),
             "columns": [asdict(column) for column in pipeline.columns],
             "pipeline": pipeline.fingerprint,

@@ -117,3 +117,11 @@ def test_a_wrong_word_deep_in_a_node_is_named_with_its_place() -> None:
     cfg.features.user.country = {"_target_": "recsys.features.Category", "min_count": "many"}
     with pytest.raises(config.ConfigError, match=r"features.user.country.min_count=many: expected a valid integer"):
         config.partial(cfg.features)
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    for text, message in (("a: [", "holds no YAML"), ("- a", "holds no configuration")):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(config.ConfigError, match=rf"own.yaml {message}") as error:
+            config.load(tmp_path / "own.yaml")
+        assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
+from recsys.config import nearest
 from recsys.features.base import FeatureError
 from recsys.features.crosses import cross
 from recsys.features.hashing import buckets
@@ -38,9 +39,13 @@ def collisions(
         colliding (values that share), expected_colliding, rows_affected and positives_affected (shares of all rows and
         of all positives whose value collides).
     Raises:
-        FeatureError: no rows, or a column that cannot be hashed.
+        FeatureError: no rows, or a column that is missing or cannot be hashed.
     """
     names = [columns] if isinstance(columns, str) else list(columns)
+    present = rows.collect_schema()
+    for name in (*names, *([] if label is None else [label])):
+        if name not in present:
+            raise FeatureError(f"no column {name!r}: {nearest(name, present)}")
     positive = pl.lit(0) if label is None else pl.col(label).cast(pl.Int64)
     counted = rows.lazy().group_by(names).agg(pl.len().alias("_rows"), positive.sum().alias("_positives"))
     found = counted.collect(engine="streaming").drop_nulls(names if len(names) == 1 else [])

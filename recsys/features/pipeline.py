@@ -276,8 +276,8 @@ class FeaturePipeline:
 
     def _with_derived(self, chunk: pl.DataFrame) -> pl.DataFrame:
         """A chunk of raw columns in the dtypes of their kinds, and what is derived from them."""
-        # Polars divides one number by a constant, but multiplies several by its reciprocal, which gives other bits. So a
-        # row is never computed alone, nor a piece of memory that holds one row.
+        # Polars divides one number by a constant, but multiplies several by its reciprocal, which gives other bits. So
+        # a row is never computed alone, nor a piece of memory that holds one row.
         if chunk.height == 1:
             return self._with_derived(pl.concat([chunk, chunk])).head(1)
         rows = chunk.rechunk()
