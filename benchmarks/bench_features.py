@@ -54,7 +54,7 @@ for batch in pipeline.batches(rows):
     count += len(batch["item_id"])
     size += sum(tensor.nbytes for tensor in batch.values())
 done = time.perf_counter()
-for chunk in rows.select(pipeline.inputs).collect_batches(chunk_size=1 << 17, engine="streaming"):
+for chunk in rows.select(*pipeline.inputs).collect_batches(chunk_size=1 << 17, engine="streaming"):
     pass
 alone = time.perf_counter() - done
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from recsys.features.base import Device, Feature, FeatureError, first
+from recsys.features.numeric import divide
 from recsys.features.vocabulary import Vocabulary, categories
 from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, PADDING, TIMESTAMP, USER_ID, Column, Role
 
 SECOND = 1_000_000  # timestamps are in microseconds
+ROWS_IN_CACHE = 2048  # whose L places a core keeps at hand
 
 
 @dataclass(eq=False)
@@ -174,12 +176,20 @@ class Events:
             middle = (low + high) >> 1
             earlier = (timestamp[middle.clamp(max=len(timestamp) - 1)] < now) & (low < high)
             low, high = torch.where(earlier, middle + 1, low), torch.where(earlier, high, middle)
-        place = low[:, None] - torch.arange(length, 0, -1, device=low.device)
-        filled = place >= start[:, None]
-        place = place.clamp(min=0)
-        items = item_idx[place].masked_fill_(~filled, PADDING)
-        gap = (now[:, None] - timestamp[place]).double().div_(SECOND).masked_fill_(~filled, 0.0).float()
-        return items, gap, (low - start).clamp(max=length)
+        items = torch.empty(len(now), length, dtype=torch.int64, device=now.device)
+        gaps = torch.empty(items.shape, device=now.device)
+        steps = torch.arange(length, 0, -1, device=now.device)
+        block = ROWS_IN_CACHE if now.device.type == "cpu" else max(len(now), 1)
+        for rows in range(0, len(now), block):
+            part = slice(rows, rows + block)
+            place = low[part, None] - steps
+            empty = place < start[part, None]
+            place.clamp_(min=0)
+            torch.index_select(item_idx, 0, place.view(-1), out=items[part].view(-1))
+            items[part].masked_fill_(empty, PADDING)
+            gap = (now[part, None] - timestamp[place]).double()
+            gaps[part] = divide(gap, SECOND).masked_fill_(empty, 0.0)
+        return items, gaps, (low - start).clamp(max=length)
 
     def _of(self, device: Device) -> tuple[Tensor, ...]:
         """The tensors on a device, kept there."""

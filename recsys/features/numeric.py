@@ -200,15 +200,15 @@ class Numeric(Feature):
 
     def _standard(self, x: Tensor) -> Tensor:
         x = x.sub_(self.learned["mean"])
-        return x.div_(self.learned["deviation"]) if self.learned["deviation"] else x.zero_()
+        return divide(x, self.learned["deviation"]) if self.learned["deviation"] else x.zero_()
 
     def _min_max(self, x: Tensor) -> Tensor:
         width = self.learned["high"] - self.learned["low"]
         x = x.sub_(self.learned["low"])
-        return (x.div_(width) if width else x.zero_()).mul_(self.high - self.low).add_(self.low)
+        return (divide(x, width) if width else x.zero_()).mul_(self.high - self.low).add_(self.low)
 
     def _power_law(self, x: Tensor) -> Tensor:
-        return log1p(x.clamp_(min=0.0)).div_(1 + self.learned["median"])
+        return divide(log1p(x.clamp_(min=0.0)), 1 + self.learned["median"])
 
     def outputs(self, name: str, role: Role) -> tuple[Column, ...]:
         return (Column(name, role, "float32"), Column(f"{name}_missing", role, "float32"))[: 1 + self.flag]
@@ -298,6 +298,11 @@ def numbers(column: pl.Series) -> np.ndarray:
             f"extract(epoch from {column.name})"
         )
     return as_kind(column, "numbers").fill_null(math.nan).to_numpy(writable=True)
+
+
+def divide(x: Tensor, by: float) -> Tensor:
+    """x / by in place, rounded once. On a GPU PyTorch multiplies by the reciprocal of a Python number: other bits."""
+    return x.div_(torch.tensor(by, dtype=x.dtype, device=x.device))
 
 
 def log1p(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ FILE = "pipeline.json"
 INPUTS: tuple[Role, ...] = ("user_feature", "item_feature", "context")  # what a model is given; labels are asked for
 ROWS_AT_ONCE = 1 << 17
 
-Rows = pl.LazyFrame | pl.DataFrame
+Rows = Any  # a Polars frame, lazy or not, or a pandas DataFrame
 Request = Mapping[str, Any]
 
 
@@ -106,15 +106,17 @@ class FeaturePipeline:
         """Learn from the rows of train, in one pass, in bounded memory where they are lazy.
 
         Args:
-            past: positives from before those rows, for histories alone: the columns that a history reads.
+            past: positives from before those rows, for histories alone: the columns that a history reads, with or
+                without the label.
 
         Raises:
             FeatureError: no rows; a column is missing, of a type that features do not know, or empty; a value does
                 not fit. The message names the feature and the column.
         """
+        rows = _frame(rows)
         self.columns = ()
         self._renew()
-        self.inputs = self._kinds(rows.lazy().collect_schema())
+        self.inputs = self._kinds(rows.collect_schema())
         total = 0
         for chunk in self._chunks(rows, tuple(self.inputs), ROWS_AT_ONCE):
             if not total:
@@ -124,7 +126,9 @@ class FeaturePipeline:
         if not total:
             raise FeatureError("no rows to fit on")
         if past is not None:
-            self._observe_past(past)
+            past = _frame(past)
+            labels = {h.positive for h in self._histories().values() if h.positive} - set(past.collect_schema())
+            self._observe_past(past.with_columns(pl.lit(1).alias(name) for name in labels))
         # A history encodes its items by another feature, which has to be ready.
         for name in sorted(self.features, key=lambda name: isinstance(self.features[name], History)):
             with _naming(name):
@@ -142,7 +146,7 @@ class FeaturePipeline:
     def update(self, rows: Rows) -> Self:
         """Add later rows to the histories. Nothing else changes: what was fitted stays fitted on train."""
         self._fitted()
-        self._observe_past(rows)
+        self._observe_past(_frame(rows))
         for feature in self._histories().values():
             feature.extend()
         return self
@@ -157,11 +161,8 @@ class FeaturePipeline:
     def _histories(self) -> dict[str, History]:
         return {name: feature for name, feature in self.features.items() if isinstance(feature, History)}
 
-    def _observe_past(self, rows: Rows) -> None:
+    def _observe_past(self, rows: pl.LazyFrame | pl.DataFrame) -> None:
         histories = self._histories()
-        labels = {h.positive for h in histories.values() if h.positive is not None}
-        if labels - set(rows.lazy().collect_schema()):  # a past may hold nothing but positives, and no label then
-            rows = rows.lazy().with_columns(pl.lit(1).alias(name) for name in labels)
         raw = self._raw(name for h in histories.values() for name in h.fit_inputs)
         for chunk in self._chunks(rows, raw, ROWS_AT_ONCE):
             self._observe(histories, self._with_derived(chunk))
@@ -189,8 +190,8 @@ class FeaturePipeline:
         raw = self._raw(column for feature in chosen.values() for column in feature.inputs)
         if isinstance(rows, Mapping):
             rows = [rows]
-        frame = rows.lazy() if isinstance(rows, Rows) else self._requests(rows, raw).lazy()
-        return self._apply(chosen, self._with_derived(self._select(frame, raw).collect()), device)
+        frame = self._requests(rows, raw) if isinstance(rows, Sequence) else _frame(rows)
+        return self._apply(chosen, self._with_derived(self._select(frame.lazy(), raw).collect()), device)
 
     def batches(
         self, rows: Rows, num_rows: int = ROWS_AT_ONCE, roles: Sequence[Role] = INPUTS, device: Device = "cpu"
@@ -198,7 +199,7 @@ class FeaturePipeline:
         """`transform` in pieces of `num_rows` rows in their order, for what is larger than memory."""
         chosen = self._chosen(roles)
         raw = self._raw(column for feature in chosen.values() for column in feature.inputs)
-        for chunk in self._chunks(rows, raw, num_rows):
+        for chunk in self._chunks(_frame(rows), raw, num_rows):
             yield self._apply(chosen, self._with_derived(chunk), device)
 
     def _apply(self, features: Mapping[str, Feature], rows: pl.DataFrame, device: Device) -> dict[str, Tensor]:
@@ -258,7 +259,7 @@ class FeaturePipeline:
                 )
         return rows.select(raw)
 
-    def _chunks(self, rows: Rows, raw: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
+    def _chunks(self, rows: pl.LazyFrame | pl.DataFrame, raw: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
         chosen = self._select(rows.lazy(), raw)
         if isinstance(rows, pl.DataFrame):
             yield from (chunk for chunk in chosen.collect().iter_slices(num_rows) if chunk.height)
@@ -400,6 +401,14 @@ def _naming(feature: str) -> Iterator[None]:
         yield
     except FeatureError as error:
         raise FeatureError(f"feature {feature!r}: {error}") from None
+
+
+def _frame(rows: Rows) -> pl.LazyFrame | pl.DataFrame:
+    if isinstance(rows, pl.LazyFrame | pl.DataFrame):
+        return rows
+    if hasattr(rows, "iloc"):
+        return pl.from_pandas(rows)
+    raise FeatureError(f"rows are a {type(rows).__name__}: give a Polars frame, lazy or not, or a pandas DataFrame")
 
 
 def _expression(name: str, sql: str) -> pl.Expr:

@@ -191,7 +191,7 @@ class Category(Feature):
         column: its name; that of the feature if None.
         min_count: values seen less often in train are "other".
         max_size: keep at most so many values, the most frequent; of equals the smaller values.
-        length: places of a list column; what is longer is cut. A missing list is an empty one.
+        length: places of a list column; what is longer is cut. A missing list is an empty one; a null in it is "other".
         one_hot: a float32 row with a 1 at the index instead of the index (at all of them, for lists).
     """
 

@@ -158,3 +158,9 @@ def test_errors_name_what_is_wrong():
         pipeline().fit(rows.with_columns(timestamp=pl.lit(1.5)))
     with pytest.raises(FeatureError, match="a history needs one index an item"):
         FeaturePipeline(item={"item_id": Category(one_hot=True)}, context={"h": History()}).fit(rows)
+
+
+def test_an_update_says_which_rows_are_positive():
+    fitted = pipeline().fit(frame([(1, 10, 0, 1)]))
+    with pytest.raises(FeatureError, match="no column 'label'"):
+        fitted.update(frame([(1, 10, 5, 1)]).drop("label"))

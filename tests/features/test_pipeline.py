@@ -338,6 +338,15 @@ def test_declarations_that_cannot_be() -> None:
         everything().save("/nowhere")
 
 
+def test_pandas_frames_and_what_is_no_frame(fitted: FeaturePipeline) -> None:
+    some = rows(30, 7)
+    assert same(fitted.transform(some.to_pandas(), roles=ALL), fitted.transform(some, roles=ALL))
+    with pytest.raises(FeatureError, match="rows are a int: give a Polars frame"):
+        fitted.transform(3)
+    with pytest.raises(FeatureError, match="rows are a list: give a Polars frame"):
+        everything().fit([{"a": 1}])
+
+
 def test_no_rows_to_fit_on() -> None:
     with pytest.raises(FeatureError, match="no rows to fit on"):
         everything().fit(rows(9).head(0))
