@@ -23,11 +23,10 @@ from recsys import atomic
 from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import joined
 from recsys.features import FeaturePipeline
+from recsys.features.pipeline import ROLES
 from recsys.features.sampling import NegativeSampling
-from recsys.schema import Role
 
 DESCRIPTION, PIPELINE = "features.json", "pipeline"
-ROLES: tuple[Role, ...] = ("user_feature", "item_feature", "context", "label")
 ROWS_A_FILE = 1 << 17
 
 

@@ -80,6 +80,10 @@ class History(Feature):
         self.events = Events.none()
         self.extend()
 
+    def forget(self) -> None:
+        """Drop what was observed and is not yet among the events."""
+        self._seen = []
+
     def extend(self) -> None:
         """Add what was observed since to the events."""
         seen, self._seen = self._seen, []

@@ -1,46 +1,41 @@
 """A pipeline of features: fitted on train in one pass, then the same object for one request and for a billion rows.
 
-    pipeline = FeaturePipeline(
-        user={"country": Category()},
-        item={"item_id": Category(min_count=5), "duration": Numeric(scale="power_law", clip_quantiles=[0.01, 0.99])},
-        context={"country_hour": Hashed(1000, columns=["country", "hour"]), "history": History(of="item_id")},
-        derive={"hour": "extract(hour from timestamp)"},
-    ).fit(train)
-    tensors = pipeline.transform(rows)
-
-A saved pipeline is a folder: pipeline.json, and the tables of its features as Parquet under names that hold the digest
-of their content, so that a folder is whole at any moment, whatever is written into it.
+pipeline = FeaturePipeline(
+    user={"country": Category()},
+    item={"item_id": Category(min_count=5), "duration": Numeric(scale="power_law", clip_quantiles=[0.01, 0.99])},
+    context={"country_hour": Hashed(1000, columns=["country", "hour"]), "history": History(of="item_id")},
+    derive={"hour": "extract(hour from timestamp)"},
+).fit(train)
+tensors = pipeline.transform(rows)
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import polars as pl
 from torch import Tensor
 
-from recsys import atomic
 from recsys.config import nearest
+from recsys.features import storage
 from recsys.features.base import KINDS, Device, Feature, FeatureError, as_kind, kind_of
 from recsys.features.history import History
 from recsys.schema import Column, Role
 
-FORMAT, VERSION = "recsys features", 1
-FILE = "pipeline.json"
+if TYPE_CHECKING:
+    import pandas as pd
+
 INPUTS: tuple[Role, ...] = ("user_feature", "item_feature", "context")  # what a model is given; labels are asked for
+ROLES: tuple[Role, ...] = (*INPUTS, "label")
 ROWS_AT_ONCE = 1 << 17
 
-Rows = Any  # a Polars frame, lazy or not, or a pandas DataFrame
+Rows: TypeAlias = "pl.LazyFrame | pl.DataFrame | pd.DataFrame"
 Request = Mapping[str, Any]
 
 
@@ -144,9 +139,18 @@ class FeaturePipeline:
         return tuple(c for name, f in self.features.items() for c in f.outputs(name, self.roles[name]))
 
     def update(self, rows: Rows) -> Self:
-        """Add later rows to the histories. Nothing else changes: what was fitted stays fitted on train."""
+        """Add later rows to the histories. Nothing else changes: what was fitted stays fitted on train.
+
+        Raises:
+            FeatureError: as in `fit`. Nothing was added then.
+        """
         self._fitted()
-        self._observe_past(_frame(rows))
+        try:
+            self._observe_past(_frame(rows))
+        except BaseException:
+            for feature in self._histories().values():
+                feature.forget()
+            raise
         for feature in self._histories().values():
             feature.extend()
         return self
@@ -213,8 +217,8 @@ class FeaturePipeline:
     def _chosen(self, roles: Sequence[Role]) -> dict[str, Feature]:
         self._fitted()
         for role in roles:
-            if role not in (*INPUTS, "label"):
-                raise FeatureError(f"roles: unknown role {role}: {nearest(role, (*INPUTS, 'label'))}")
+            if role not in ROLES:
+                raise FeatureError(f"roles: unknown role {role}: {nearest(role, ROLES)}")
         return {name: feature for name, feature in self.features.items() if self.roles[name] in roles}
 
     def _fitted(self) -> None:
@@ -268,10 +272,12 @@ class FeaturePipeline:
 
     def _requests(self, requests: Sequence[Request], raw: Sequence[str]) -> pl.DataFrame:
         columns = []
+        for number, request in enumerate(requests):
+            if not isinstance(request, Mapping):
+                raise FeatureError(f"request {number} is {request!r}: give a dict of column to value")
+            if missing := next((name for name in raw if name not in request), None):
+                raise FeatureError(f"request {number} has no {missing!r}: give it, or None for a missing value")
         for name in raw:
-            for number, request in enumerate(requests):
-                if name not in request:
-                    raise FeatureError(f"request {number} has no {name!r}: give it, or None for a missing value")
             columns.append(_values(name, [request[name] for request in requests], self.inputs[name]))
         return pl.DataFrame(columns)
 
@@ -314,20 +320,10 @@ class FeaturePipeline:
     @property
     def fingerprint(self) -> str:
         """SHA-256 hex of all that was declared and learned."""
-        return _digest(self._description(self._tables()))
+        return storage.fingerprint(self._description(), self._tables())
 
-    def _tables(self) -> dict[str, bytes]:
-        """The tables of all features as Parquet, under the file's name without the suffix."""
+    def _description(self) -> dict[str, Any]:
         self._fitted()
-        found = {}
-        for name, feature in self.features.items():
-            for table, frame in feature.tables().items():
-                data = io.BytesIO()
-                frame.write_parquet(data, compression="zstd")
-                found[f"{name}.{table}"] = data.getvalue()
-        return found
-
-    def _description(self, tables: Mapping[str, bytes]) -> dict[str, Any]:
         features = [
             {
                 "name": name,
@@ -338,31 +334,18 @@ class FeaturePipeline:
             }
             for name, feature in self.features.items()
         ]
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in tables.items()}
-        files = {name: {"file": f"{name}.{d[:16]}.parquet", "sha256": d} for name, d in digests.items()}
-        return {
-            "format": FORMAT, "version": VERSION, "derive": self.derive, "inputs": self.inputs, "features": features,
-            "tables": files,
-        }  # fmt: skip
+        return {"derive": self.derive, "inputs": self.inputs, "features": features}
+
+    def _tables(self) -> dict[str, pl.DataFrame]:
+        return {f"{name}.{table}": t for name, f in self.features.items() for table, t in f.tables().items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the pipeline into a folder; one that is there is replaced in one step.
+        """Write the pipeline into a folder (see `storage`); one that is there is replaced in one step.
 
         Raises:
             OSError: a file cannot be written. What was there before still loads.
         """
-        path, tables = Path(path), self._tables()
-        description = self._description(tables)
-        try:
-            before = {entry["file"] for entry in _read(path / FILE)["tables"].values()}
-        except FeatureError:
-            before = set()
-        files = {entry["file"]: tables[name] for name, entry in description["tables"].items()}
-        for file, data in files.items():
-            atomic.write(path / file, partial(_put, data))
-        atomic.write_json(path / FILE, {**description, "checksum": _digest(description)})
-        for file in before - set(files):
-            (path / file).unlink(missing_ok=True)
+        storage.write(Path(path), self._description(), self._tables())
 
     @classmethod
     def load(cls, path: str | Path) -> FeaturePipeline:
@@ -371,21 +354,16 @@ class FeaturePipeline:
         Raises:
             FeatureError: no pipeline there, one of a newer version, or a file that is damaged or missing.
         """
-        path = Path(path)
-        found = _read(path / FILE)
-        groups: dict[Role, dict[str, Feature]] = {role: {} for role in (*INPUTS, "label")}
+        found, tables = storage.read(Path(path))
+        groups: dict[Role, dict[str, Feature]] = {role: {} for role in ROLES}
         for entry in found["features"]:
-            groups[entry["role"]][entry["name"]] = _class(entry["feature"], path)(**entry["arguments"])
+            groups[entry["role"]][entry["name"]] = _class(entry["feature"])(**entry["arguments"])
         user, item, context, label = groups.values()
         pipeline = cls(user=user, item=item, context=context, label=label, derive=found["derive"])
         for entry in found["features"]:
-            name = entry["name"]
-            tables = {
-                key.removeprefix(f"{name}."): _read_table(path / table["file"], table["sha256"])
-                for key, table in found["tables"].items()
-                if key.rpartition(".")[0] == name
-            }
-            pipeline.features[name].restore(entry["state"], tables)
+            prefix = f"{entry['name']}."
+            own = {name.removeprefix(prefix): table for name, table in tables.items() if name.startswith(prefix)}
+            pipeline.features[entry["name"]].restore(entry["state"], own)
         pipeline.inputs = found["inputs"]
         pipeline.columns = pipeline._outputs()
         return pipeline
@@ -430,52 +408,12 @@ def _values(name: str, values: list[Any], kind: str) -> pl.Series:
             raise FeatureError(f"column {name!r} should be {kind}: {str(error).splitlines()[0]}") from None
 
 
-def _put(data: bytes, file: Path) -> None:
-    file.write_bytes(data)
-
-
-def _digest(values: Any) -> str:
-    """SHA-256 hex of JSON, whatever the order of its keys and the spaces in it."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A checked description of a pipeline."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FeatureError(f"{file}: no such file; name the folder of a saved pipeline") from None
-    except (OSError, ValueError) as error:
-        raise FeatureError(f"{file}: cannot be read ({str(error).splitlines()[0]}); save the pipeline again") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise FeatureError(f"{file}: not a saved pipeline; name the folder of one")
-    version = found.get("version")
-    if version != VERSION:
-        raise FeatureError(
-            f"{file}: written in format version {version}, this recsys reads {VERSION}; upgrade, or fit again"
-        )
-    if found.pop("checksum", None) != _digest(found):
-        raise FeatureError(f"{file}: damaged, its checksum does not fit; copy it again, or fit again")
-    return found
-
-
-def _read_table(file: Path, sha256: str) -> pl.DataFrame:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise FeatureError(f"{file}: cannot be read ({error.strerror}); copy the whole folder, or fit again") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise FeatureError(f"{file}: damaged, its checksum does not fit; copy it again, or fit again")
-    return pl.read_parquet(io.BytesIO(data))
-
-
-def _class(name: str, path: Path) -> type[Feature]:
+def _class(name: str) -> type[Feature]:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError):
         found = None
     if not (isinstance(found, type) and issubclass(found, Feature)):
-        raise FeatureError(f"{path / FILE}: names a feature {name} that is not installed here")
+        raise FeatureError(f"the saved pipeline has a feature {name}, which is not installed here")
     return found

@@ -164,3 +164,8 @@ def test_an_update_says_which_rows_are_positive():
     fitted = pipeline().fit(frame([(1, 10, 0, 1)]))
     with pytest.raises(FeatureError, match="no column 'label'"):
         fitted.update(frame([(1, 10, 5, 1)]).drop("label"))
+
+    with pytest.raises(FeatureError, match="should say 1 for a positive"):
+        fitted.update(pl.concat([frame([(1, 10, 6, 1)])] * 2).with_columns(label=pl.Series([1, 7])))
+    fitted.update(frame([(1, 10, 8, 1)]))
+    assert fitted.transform(frame([(1, 10, 9, 0)]))["history_length"].tolist() == [2]

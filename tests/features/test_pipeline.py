@@ -288,6 +288,8 @@ def test_requests_with_a_wrong_value_or_without_one(fitted: FeaturePipeline) -> 
         fitted.transform([request, {k: v for k, v in request.items() if k != "age"}])
     with pytest.raises(FeatureError, match="column 'age' should be integers, it is text"):
         fitted.transform(request | {"age": "old"})
+    with pytest.raises(FeatureError, match="request 0 is 'u': give a dict"):
+        fitted.transform("user")  # type: ignore[arg-type]
     with pytest.raises(FeatureError, match="column 'country' should be text"):
         fitted.transform(request | {"country": ["US"]})
     found = [fitted.transform(request | {"item_id": value})["item_id"] for value in (7, np.int64(7), 7.0)]
