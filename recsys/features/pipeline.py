@@ -16,10 +16,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import polars as pl
+import torch
 from torch import Tensor
 
 from recsys.config import nearest
@@ -27,13 +29,14 @@ from recsys.features import storage
 from recsys.features.base import KINDS, Device, Feature, FeatureError, as_kind, kind_of
 from recsys.features.history import History
 from recsys.schema import Column, Role
+from recsys.threads import in_order
 
 if TYPE_CHECKING:
     import pandas as pd
 
 INPUTS: tuple[Role, ...] = ("user_feature", "item_feature", "context")  # what a model is given; labels are asked for
 ROLES: tuple[Role, ...] = (*INPUTS, "label")
-ROWS_AT_ONCE = 1 << 17
+ROWS_AT_ONCE = 1 << 16
 
 Rows: TypeAlias = "pl.LazyFrame | pl.DataFrame | pd.DataFrame"
 Request = Mapping[str, Any]
@@ -195,7 +198,11 @@ class FeaturePipeline:
         if isinstance(rows, Mapping):
             rows = [rows]
         frame = self._requests(rows, raw) if isinstance(rows, Sequence) else _frame(rows)
-        return self._apply(chosen, self._with_derived(self._select(frame.lazy(), raw).collect()), device)
+        frame = self._select(frame.lazy(), raw).collect()
+        if frame.height <= ROWS_AT_ONCE:
+            return self._apply(chosen, device, frame)
+        parts = list(self._apply_all(chosen, device, self._chunks(frame, raw, ROWS_AT_ONCE)))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def batches(
         self, rows: Rows, num_rows: int = ROWS_AT_ONCE, roles: Sequence[Role] = INPUTS, device: Device = "cpu"
@@ -203,11 +210,17 @@ class FeaturePipeline:
         """`transform` in pieces of `num_rows` rows in their order, for what is larger than memory."""
         chosen = self._chosen(roles)
         raw = self._raw(column for feature in chosen.values() for column in feature.inputs)
-        for chunk in self._chunks(_frame(rows), raw, num_rows):
-            yield self._apply(chosen, self._with_derived(chunk), device)
+        yield from self._apply_all(chosen, device, self._chunks(_frame(rows), raw, num_rows))
 
-    def _apply(self, features: Mapping[str, Feature], rows: pl.DataFrame, device: Device) -> dict[str, Tensor]:
-        found = {}
+    def _apply_all(
+        self, features: Mapping[str, Feature], device: Device, chunks: Iterable[pl.DataFrame]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Chunk by chunk; on a CPU on several threads, a few chunks ahead."""
+        work = partial(self._apply, features, device)
+        return in_order(work, chunks) if torch.device(device).type == "cpu" else map(work, chunks)
+
+    def _apply(self, features: Mapping[str, Feature], device: Device, chunk: pl.DataFrame) -> dict[str, Tensor]:
+        rows, found = self._with_derived(chunk), {}
         for name, feature in features.items():
             with _naming(name):
                 for suffix, tensor in feature.transform(rows, device).items():

@@ -7,12 +7,9 @@ W of a record.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recsys.native import Native
+from recsys.threads import in_order
 from recsys.world import noise
 from recsys.world.behaviour import (
     LONG_VIEW_SECONDS,
@@ -51,9 +49,6 @@ from recsys.world.population import (
     users,
     videos,
 )
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 USERS_AT_ONCE = 4096  # some 80,000 rows a day, in cache
 
@@ -217,27 +212,6 @@ def blocks(world: World, days: range | None = None, numbers: range | None = None
 def of_block(world: World, day: int, numbers: range, device: torch.device | str = "cpu") -> Columns:
     """`impressions` of a run of users by number."""
     return impressions(world, day, users(world, torch.arange(numbers.start, numbers.stop, device=device)))
-
-
-def in_order(work: Callable[[T], S], items: Iterable[T], workers: int | None = None) -> Iterator[S]:
-    """work(item) of each item, in their order, by threads that run a few items ahead.
-
-    workers: threads; as many as PyTorch uses if None. Where the work fails, or nobody asks further, what has not begun
-    is not begun.
-    """
-    workers = workers or torch.get_num_threads()
-    ahead: deque[Future[S]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                ahead.append(pool.submit(work, item))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def stream(

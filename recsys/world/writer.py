@@ -24,9 +24,10 @@ import polars as pl
 import torch
 
 from recsys import atomic
+from recsys.threads import in_order
 from recsys.world.behaviour import reach, season, sessions
 from recsys.world.constants import World
-from recsys.world.logs import COLUMNS, DTYPES, USERS_AT_ONCE, blocks, frame, impressions, in_order, of_block, visit
+from recsys.world.logs import COLUMNS, DTYPES, USERS_AT_ONCE, blocks, frame, impressions, of_block, visit
 from recsys.world.population import drifted, user_numbers, user_table, users, video_numbers, video_table
 
 VERSION = 1  # of the arithmetic and the layout: another one writes other rows
