@@ -27,7 +27,7 @@ from recsys.features.pipeline import ROLES
 from recsys.features.sampling import NegativeSampling
 
 DESCRIPTION, PIPELINE = "features.json", "pipeline"
-ROWS_A_FILE = 1 << 17
+ROWS_A_FILE = 1 << 16
 
 
 def write(

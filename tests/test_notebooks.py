@@ -67,3 +67,43 @@ def test_world(tmp_path: Path) -> None:
         found = figures[measure]
         assert 1.5 * found["popularity"] < found["iALS"] < 0.8 * found["bound"]
     assert len(charts(notebook)) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_features(tmp_path: Path) -> None:
+    notebook = execute("03_features.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"other_rows')))
+    assert 0.05 < figures["other_rows"] < 0.3 < figures["other_videos"] < 0.8
+    assert 0.4 < figures["rows_named_by_a_tenth"] < 0.7
+    assert (figures["null_goes_to"], figures["fr_goes_to"]) == ("null", "other")
+    equal_mass, equal_width = figures["largest_bucket"]
+    assert equal_mass < 0.12 < 0.7 < equal_width
+    assert figures["missing"] == pytest.approx(0.2, abs=0.001)
+    # A Poisson variable's variance is its mean; over 10,000 buckets the ratio has a standard deviation of 0.014.
+    assert figures["load_variance_over_mean"] == pytest.approx(1, abs=0.06)
+    assert figures["collisions_error"] < 0.04
+    for measure in ("recall", "clicks"):
+        exact, hashed = figures[f"{measure}_exact"], figures[f"{measure}_hashed"]
+        assert 0 < hashed["0.25"] < hashed["1"] < hashed["4"] < hashed["16"] < exact < 1
+        assert hashed["64"] > 0.9 * exact
+    assert figures["recall_hashed"]["1"] < 0.67 * figures["recall_exact"]
+    assert figures["clicks_hashed"]["1"] < 0.5 * figures["clicks_exact"]
+    assert figures["pairs"] == 168
+    assert 8 < figures["pairs_colliding"] < 45  # 26 are expected
+    assert figures["order_agrees"] < 0.05
+    assert figures["seen_too_late"] == 0
+    assert figures["mean_history"]["after the cut"] > 1.3 * figures["mean_history"]["before the cut"]
+    assert figures["rows_kept"] == pytest.approx(0.118, abs=0.01)
+    errors = figures["calibration_error"]
+    assert errors["a tenth of the negatives"] > 0.08
+    assert errors["corrected"] < 0.004
+    assert errors["all rows"] < 0.004
+    assert figures["synthetic"] > 50  # imbalanced-learn is there wherever tests run
+    assert figures["request_equal"]
+    assert figures["request_ms"] < 1000
+    assert figures["rows_per_second"] > 10_000
+    assert all(speed > 0.01 for speed in figures["hash_gb_per_second_cpu"].values())
+    assert figures.get("gpu_equal", True)
+    assert len(charts(notebook)) == 11

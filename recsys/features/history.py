@@ -20,7 +20,7 @@ from recsys.features.vocabulary import Vocabulary, categories
 from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, PADDING, TIMESTAMP, USER_ID, Column, Role
 
 SECOND = 1_000_000  # timestamps are in microseconds
-ROWS_IN_CACHE = 2048  # whose L places a core keeps at hand
+AT_ONCE = 1 << 15  # places that a core keeps at hand, and that PyTorch starts no threads for
 
 
 @dataclass(eq=False)
@@ -183,7 +183,7 @@ class Events:
         items = torch.empty(len(now), length, dtype=torch.int64, device=now.device)
         gaps = torch.empty(items.shape, device=now.device)
         steps = torch.arange(length, 0, -1, device=now.device)
-        block = ROWS_IN_CACHE if now.device.type == "cpu" else max(len(now), 1)
+        block = max(AT_ONCE // length if now.device.type == "cpu" else len(now), 1)
         for rows in range(0, len(now), block):
             part = slice(rows, rows + block)
             place = low[part, None] - steps

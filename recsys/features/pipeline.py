@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 INPUTS: tuple[Role, ...] = ("user_feature", "item_feature", "context")  # what a model is given; labels are asked for
 ROLES: tuple[Role, ...] = (*INPUTS, "label")
 ROWS_AT_ONCE = 1 << 16
+FEW_ROWS = 1 << 15  # PyTorch starts no threads for up to so many numbers
 
 Rows: TypeAlias = "pl.LazyFrame | pl.DataFrame | pd.DataFrame"
 Request = Mapping[str, Any]
@@ -199,7 +200,7 @@ class FeaturePipeline:
             rows = [rows]
         frame = self._requests(rows, raw) if isinstance(rows, Sequence) else _frame(rows)
         frame = self._select(frame.lazy(), raw).collect()
-        if frame.height <= ROWS_AT_ONCE:
+        if frame.height <= FEW_ROWS:
             return self._apply(chosen, device, frame)
         parts = list(self._apply_all(chosen, device, self._chunks(frame, raw, ROWS_AT_ONCE)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -69,13 +69,19 @@ def everything() -> FeaturePipeline:
             "country_hour": Hashed(1000, columns=["country", "hour"]),
             "history": History(length=4),
         },
-        label={"label": Plain(), "seen": Plain("timestamp", dtype="int64"), "days": Plain(dtype="float64")},
+        label={
+            "label": Plain(),
+            "seen": Plain("timestamp", dtype="int64"),
+            "days": Plain(dtype="float64"),
+            "log_id": Plain(dtype="float64"),
+        },
         derive={
             "hour": "extract(hour from timestamp)",
             "age": "nullif(age, -124)",
             "tag_list": "string_to_array(tag, ',')",
             "late": "hour > 18",
             "days": "extract(epoch from timestamp) / 86400 - 20000",
+            "log_id": "ln(1 + user_id) / 3",
         },
     )
 
@@ -225,7 +231,7 @@ def test_damaged_missing_and_newer_files_are_named(fitted: FeaturePipeline, tmp_
 def test_roles_ask_only_for_their_columns(fitted: FeaturePipeline) -> None:
     some = rows(20, 3)
     whole = fitted.transform(some)
-    assert not {"label", "seen", "days"} & set(whole)
+    assert not {"label", "seen", "days", "log_id"} & set(whole)
     users = fitted.transform(some.select("age", "country", "premium"), roles=["user_feature"])
     assert set(users) < set(whole)
     assert all(torch.equal(users[name], whole[name]) for name in users)
