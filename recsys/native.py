@@ -75,7 +75,8 @@ class Native:
         import cupy
 
         blocks = max(1, min(-(-rows // THREADS_A_BLOCK), 1 << 16))
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        where = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        with torch.cuda.device(where), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             values = [cupy.from_dlpack(a) if isinstance(a, Tensor) else cupy.int64(a) for a in (rows, *arguments)]
             _module(self.text).get_function(entry)((blocks,), (THREADS_A_BLOCK,), values)
 
@@ -110,7 +111,7 @@ def _compiler() -> str:
         if found:
             return found
     raise OSError(
-        "no C++ compiler found, which the synthetic world needs: install g++ "
+        "no C++ compiler found, which code for this CPU is built with: install g++ "
         "(apt install g++, or conda install cxx-compiler), or name one in CXX"
     )
 

@@ -5,20 +5,23 @@ import pytest
 import torch
 
 from recsys import native
+from recsys.features import hashing
 from recsys.world import logs
 
 
-def test_the_same_text_compiles_for_a_gpu() -> None:
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("source", "entry"), [(logs.visit, b"show"), (hashing.kernels, b"hash_text")])
+def test_the_same_text_compiles_for_a_gpu(source: native.Native, entry: bytes, architecture: str) -> None:
     try:
         from cupy.cuda import nvrtc
     except ImportError:
         pytest.skip("no CuPy with NVRTC: the CUDA side is not compiled")
-    program = nvrtc.createProgram(logs.visit.text, "visit.cu", [], [])
+    program = nvrtc.createProgram(source.text, source.source.name, [], [])
     try:
-        nvrtc.compileProgram(program, [*native.GPU_FLAGS, "--gpu-architecture=sm_90"])
+        nvrtc.compileProgram(program, [*native.GPU_FLAGS, f"--gpu-architecture={architecture}"])
     except nvrtc.NVRTCError:
         pytest.fail(nvrtc.getProgramLog(program))
-    assert b"show" in nvrtc.getPTX(program)
+    assert entry in nvrtc.getPTX(program)
     nvrtc.destroyProgram(program)
 
 

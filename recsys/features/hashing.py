@@ -1,8 +1,8 @@
 """XXH64, the same bits on CPU and GPU, and what feature hashing makes of the bits: buckets and signs.
 
-Yann Collet, "xxHash fast digest algorithm", the specification, version 0.1.1. An integer or boolean is hashed as the
+Yann Collet, "xxHash fast digest algorithm", the specification. An integer or boolean is hashed as the
 eight little-endian bytes of its int64 (uint64 where it is one), text as its UTF-8 bytes, binary as it is. Integers run
-in NumPy in chunks that stay in the cache, text in polars-hash, and on a GPU both in hashing.cu. Torch does no
+in Numba, text in polars-hash, and on a GPU both in hashing.cu. Torch does no
 arithmetic on uint64: tensors of hashes are int64 that hold the bits of the unsigned numbers.
 """
 
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
+import numba
 import numpy as np
 import polars as pl
 import torch
@@ -29,9 +30,8 @@ kernels = Native(Path(__file__).with_name("hashing.cu"))
 
 P1, P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 P3, P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
-P5_AND_SIZE = 0x27D4EB2F165667C5 + 8  # a hash of eight bytes starts from this and the seed
-CHUNK = 1 << 17  # values at a time: few enough for the cache, enough that threads seldom wait for the interpreter
-ALONE = 1 << 19  # values that one thread does in less time than it takes to start others
+P5_AND_SIZE = np.uint64(0x27D4EB2F165667C5 + 8)  # a hash of eight bytes starts from this and the seed
+ALONE = 1 << 19  # integers a thread at least: with fewer, starting it takes longer than it saves
 
 
 @overload
@@ -109,7 +109,7 @@ def hash_column(column: pl.Series, seed: int, device: Device = "cpu") -> Tensor:
     else:
         raise _refusal(dtype)
     if column.null_count():
-        hashes[torch.from_numpy(column.is_null().to_numpy(writable=True)).to(device)] = NULL_HASH
+        hashes.masked_fill_(torch.from_numpy(column.is_null().to_numpy(writable=True)).to(device), NULL_HASH)
     return hashes
 
 
@@ -150,11 +150,10 @@ def pack_text(column: pl.Series, device: Device) -> tuple[Tensor, Tensor]:
     """
     arrow = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, offsets, data = arrow.buffers()
-    ends = np.frombuffer(offsets, np.int64)[arrow.offset :][: column.len() + 1]
+    ends = np.frombuffer(offsets, np.int64, column.len() + 1, 8 * arrow.offset)
     first, size = int(ends[0]), int(ends[-1] - ends[0])
-    starts = _staged(len(ends), torch.device(device))
+    starts, words = _staged(len(ends), device), _staged(size // 8 + 2, device)
     np.subtract(ends, first, out=starts.numpy())
-    words = _staged(size // 8 + 2, torch.device(device))
     words[-2:] = 0
     if size:
         words.numpy().view(np.uint8)[:size] = np.frombuffer(data, np.uint8, size, first)
@@ -184,81 +183,65 @@ def _hash_cupy(values: Any, seed: int) -> Any:
 
     if values.dtype.kind not in "biu":
         raise _refusal(values.dtype)
-    with torch.cuda.device(values.device.id):
-        stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)
+    with values.device:
+        stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=values.device.id)
         with torch.cuda.stream(stream):
             return cupy.from_dlpack(xxh64(torch.from_dlpack(values), seed))
 
 
 def _hash_array(values: np.ndarray, seed: int | np.ndarray) -> np.ndarray:
     """Of integers or booleans [n], with one seed or one each (uint64 [n]): uint64 [n]."""
-    if values.dtype.itemsize == 8 and values.dtype.isnative:
-        values = values.view(np.uint64)  # spares NumPy the conversion
+    if values.dtype != np.uint64 or not values.dtype.isnative:
+        values = values.astype(np.int64, copy=False).view(np.uint64)
     hashes = np.empty(len(values), np.uint64)
+    seeds = seed if isinstance(seed, np.ndarray) else np.array([seed], np.uint64)
 
     def work(begin: int, end: int) -> None:
-        scratch = np.empty(CHUNK, np.uint64)
-        for low in range(begin, end, CHUNK):
-            part = slice(low, min(low + CHUNK, end))
-            _hash_chunk(values[part], seed[part] if isinstance(seed, np.ndarray) else seed, hashes[part], scratch)
+        part = slice(begin, end)
+        _hash_words(values[part], seeds if isinstance(seed, int) else seeds[part], hashes[part])
 
     _in_threads(work, len(values))
     return hashes
 
 
-def _hash_chunk(values: np.ndarray, seed: int | np.ndarray, h: np.ndarray, scratch: np.ndarray) -> None:
-    """XXH64 of eight bytes, into h."""
-    t = scratch[: len(h)]
-    np.multiply(values, P2, out=h, dtype=np.uint64, casting="unsafe")
-    _rotate(h, 31, t)
-    h *= P1
-    if isinstance(seed, np.ndarray):
-        h ^= np.add(seed, np.uint64(P5_AND_SIZE), out=t)
-    else:
-        h ^= np.uint64((seed + P5_AND_SIZE) % 2**64)
-    _rotate(h, 27, t)
-    h *= P1
-    h += P4
-    h ^= np.right_shift(h, 33, out=t)
-    h *= P2
-    h ^= np.right_shift(h, 29, out=t)
-    h *= P3
-    h ^= np.right_shift(h, 32, out=t)
+@numba.njit(nogil=True, cache=True)
+def _rotate(x: np.uint64, bits: int) -> np.uint64:
+    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
-def _rotate(h: np.ndarray, bits: int, t: np.ndarray) -> None:
-    np.left_shift(h, bits, out=t)
-    np.right_shift(h, 64 - bits, out=h)
-    h |= t
+@numba.njit(nogil=True, cache=True)
+def _hash_words(values: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> None:
+    for i in range(len(values)):
+        seed = seeds[0] if len(seeds) == 1 else seeds[i]
+        h = (seed + P5_AND_SIZE) ^ (_rotate(values[i] * P2, 31) * P1)
+        h = _rotate(h, 27) * P1 + P4
+        h = (h ^ (h >> np.uint64(33))) * P2
+        h = (h ^ (h >> np.uint64(29))) * P3
+        hashes[i] = h ^ (h >> np.uint64(32))
 
 
 def _hash_text(column: pl.Series, seed: int, device: torch.device) -> Tensor:
     """Of text or binary; whatever where it is null."""
-    size = column.len()
     if device.type != "cpu":
-        found = torch.empty(size, dtype=torch.int64, device=device)
-        kernels("hash_text", size, *pack_text(column, device), _signed(seed), found)
-        return found
+        hashes = torch.empty(column.len(), dtype=torch.int64, device=device)
+        kernels("hash_text", column.len(), *pack_text(column, device), _signed(seed), hashes)
+        return hashes
     try:
         import polars_hash
     except ImportError:
         raise ImportError("hashing text on the CPU needs polars-hash: pip install polars-hash") from None
-    frame, expression = column.to_frame("x"), polars_hash.col("x").nchash.xxhash64(seed=seed)
-    if size > ALONE:  # the streaming engine takes all of Polars' threads
-        found = frame.lazy().select(expression).collect(engine="streaming").to_series()
-    else:
-        found = frame.select(expression).to_series()
-    found = found.fill_null(NULL_HASH) if column.null_count() else found
-    return torch.from_numpy(found.to_numpy(writable=True).view(np.int64))
+    hashed = polars_hash.col("x").nchash.xxhash64(seed=seed)
+    found = column.to_frame("x").select(hashed.fill_null(0) if column.null_count() else hashed).to_series()
+    return torch.from_dlpack(found.to_arrow()).view(torch.int64)  # as it lies there; through NumPy it is read-only
 
 
 def _hash_categories(column: pl.Series, seed: int, device: torch.device) -> Tensor:
     """Of the categories that occur, once each, then gathered by their codes; whatever where it is null."""
     found = column.drop_nulls().unique()
-    codes = _moved(found.to_physical().to_numpy(), device)
+    codes = found.to_physical().to_numpy()
     table = torch.empty(int(codes.max()) + 1, dtype=torch.int64, device=device)
-    table[codes] = hash_column(found.cast(pl.String), seed, device)
-    return table[_moved(column.to_physical().fill_null(found.to_physical()[0]).to_numpy(), device)]
+    table[_moved(codes, device)] = hash_column(found.cast(pl.String), seed, device)
+    return table[_moved(column.to_physical().fill_null(codes[0]).to_numpy(), device)]
 
 
 def _in_threads(work: Callable[[int, int], None], size: int) -> None:
@@ -298,9 +281,9 @@ def _bits(hashes: Tensor) -> Tensor:
     return hashes.view(torch.int64)
 
 
-def _staged(size: int, device: torch.device) -> Tensor:
+def _staged(size: int, device: Device) -> Tensor:
     """Host memory for int64 [size], pinned where a GPU will fetch it."""
-    return torch.empty(size, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return torch.empty(size, dtype=torch.int64, pin_memory=torch.device(device).type == "cuda")
 
 
 def _moved(values: np.ndarray, device: torch.device) -> Tensor:
