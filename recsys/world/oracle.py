@@ -111,6 +111,25 @@ def relevance(
     return _relevance(world, who, what, _day(world, time), evening(hour, who.country), None, intent)
 
 
+def row_probability(world: World, user_id: Tensor, item_id: Tensor, timestamp: Tensor, position: Tensor) -> Tensor:
+    """P(positive | shown) of rows of a log, which nobody can know better beforehand: averaged over the visit's intent,
+    and over whether the position is examined.
+
+    Args:
+        user_id, item_id: raw ids, int64 [N]. timestamp: microseconds, int64 [N]. position: from 0, int64 [N].
+
+    Returns: float64 [N]. Raises ValueError for an id that is not of this world.
+    """
+    who, what = users(world, user_numbers(world, user_id)), videos(world, video_numbers(world, item_id))
+    since = timestamp - world.start_us
+    day_N, context = since // DAY_US, evening(since % DAY_US / 3_600_000_000, who.country)
+    found = torch.empty(len(user_id), dtype=torch.float64, device=user_id.device)
+    for day in day_N.unique().tolist():
+        rows = (day_N == day).nonzero()[:, 0]
+        found[rows] = _relevance(world, who[rows], what[rows], day, context[rows])
+    return found * examination(world).to(found.device)[position]
+
+
 def _relevance(
     world: World,
     who: Users,

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from recsys.world import World, behaviour, logs, population
-from recsys.world.oracle import LogOracle, RelevanceScorer, attention, relevance, utility
+from recsys.world.oracle import LogOracle, RelevanceScorer, attention, relevance, row_probability, utility
 from recsys.world.population import DAY_US, users, videos
 
 HOUR_US = DAY_US // 24
@@ -241,3 +241,23 @@ def test_questions_without_an_answer(micro: World) -> None:
         RelevanceScorer(micro, ids).score({"user_key": torch.tensor([5])})
     with pytest.raises(ValueError, match="lists of 7 are longer"):
         utility(micro, population.user_ids(micro, torch.tensor([0])), ids[None, 2:9])
+
+
+@pytest.mark.parametrize("surface", ["homepage", "feed"])
+def test_row_probability_is_how_often_rows_are_positive(tiny: World, surface: str) -> None:
+    """By decile of the probability and by position, the positives of a month deviate as coin flips would."""
+    world = replace(tiny, surface=surface, num_users=1000)
+    rows = logs.log(world)
+    names = ("user_id", "item_id", "timestamp", "position")
+    columns = (rows[name].to_physical().cast(pl.Int64).to_numpy() for name in names)
+    p = row_probability(world, *(torch.from_numpy(column.copy()) for column in columns))
+    assert 0 < float(p.min()) < float(p.max()) < 1
+    label = torch.from_numpy(rows["label"].to_numpy().copy()).double()
+    decile = torch.bucketize(p, torch.quantile(p[:: max(len(p) // 100_000, 1)], torch.linspace(0.1, 0.9, 9).double()))
+    position = torch.from_numpy(rows["position"].to_numpy().copy()).long().clamp(max=9)
+    for group in (decile, position):
+        for value in range(10):
+            mine = group == value
+            # Rows of a visit share its intent, so they vary somewhat more than coins of their own.
+            z = (label[mine] - p[mine]).sum() / (p[mine] * (1 - p[mine])).sum().sqrt()
+            assert abs(float(z)) < 5, (surface, value, float(z))
