@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
 from recsys.data.datamodule import RecDataModule
+from recsys.evaluation import calibration
 from recsys.evaluation.ranking import Evaluation, rank
 from recsys.models.base import Retriever
-from recsys.schema import NUM_RESERVED
-from recsys.world.oracle import LogOracle, RelevanceScorer, utility
+from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, TIMESTAMP, USER_ID
+from recsys.world.oracle import LogOracle, RelevanceScorer, row_probability, utility
 
 
 def answer_key(
@@ -55,6 +57,21 @@ def answer_key(
             metrics[f"{prefix}/clicks@{n}"] = clicks
             metrics[f"{prefix}/watch_seconds@{n}"] = seconds
     return metrics
+
+
+def bayes(data: RecDataModule) -> dict[str, float]:
+    """What a ranker that knows the true probability of each row of the test part would reach: auc, log_loss and the
+    other metrics of `calibration.measure`; nothing without an answer key or without positions."""
+    world, rows = data.log.world, data.split.test
+    if world is None or "position" not in rows.columns:
+        return {}
+    user_id, item_id, timestamp, position = (
+        torch.from_numpy(rows[name].to_physical().cast(pl.Int64).to_numpy(writable=True))
+        for name in (USER_ID, ITEM_ID, TIMESTAMP, "position")
+    )
+    logits = torch.special.logit(row_probability(world, user_id, item_id, timestamp, position))
+    labels = torch.from_numpy(rows[LABEL].to_numpy(writable=True))
+    return calibration.measure(logits, labels, user_id, num_replicates=0).metrics
 
 
 def _utility(world: Any, user_id: Tensor, list_QK: Tensor, cut: Any) -> tuple[float, float]:

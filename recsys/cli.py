@@ -209,7 +209,7 @@ def _features(arguments: list[str]) -> None:
     if chosen.endswith(".yaml"):
         cfg = config.with_value(config.compose(*rest), "features", config.load(Path(chosen)))
     else:
-        cfg = config.compose(f"+features={chosen}", *rest)
+        cfg = config.compose(f"features={chosen}", *rest)
     pipeline = config.build(cfg.features)
     rate = config.check_type(options.get("negatives"), float | None, "negatives")
     negatives = None if rate is None else NegativeSampling(rate, cfg.seed)
@@ -335,18 +335,23 @@ def _options(arguments: list[str], required: tuple[str, ...] = (), optional: tup
 def _show(run: Run) -> None:
     _show_metrics(run.metrics)
     path = os.path.relpath(run.path) if run.path.is_relative_to(Path.cwd()) else str(run.path)
-    first = run.users.ids[0] if len(run.users.ids) else ""
+    ask = f"recsys.load({path!r}).predict(rows)" if run.is_ranker else ""
+    if not ask:
+        first = run.users.ids[0] if len(run.users.ids) else ""
+        ask = f"recsys recommend run={path} users={first} k=10"
     sys.stdout.write(
         f"\nrun: {path}\n"
-        f"next: recsys recommend run={path} users={first} k=10\n"
+        f"next: {ask}\n"
         f"      recsys train model=als        (another model on the same data)\n"
         f"      recsys train --help           (every group and key)\n"
     )
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
-    """One line a metric: value, interval, share of the oracle; then the rest."""
+    """One line a metric: value, interval, share of the oracle or Bayes' own value; then the rest."""
     columns = ["metric", "value", "95% interval", "share of the oracle", "warm only"]
+    if any(name.startswith("bayes/") for name in metrics):
+        columns[3] = "the truth known"
     rows = []
     for name, value in metrics.items():
         if not name.startswith("test/") or name.count("/") != 1:
@@ -356,7 +361,8 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         oracle, warm = metrics.get(f"oracle/{metric}"), metrics.get(f"test/warm/{metric}")
         row = [metric, f"{value:.4f}"]
         row.append("" if low is None else f"[{low:.4f}, {high:.4f}]")
-        row.append("" if not oracle else f"{value / oracle:.1%} of {oracle:.4f}")
+        best = metrics.get(f"bayes/{metric}")
+        row.append(f"{value / oracle:.1%} of {oracle:.4f}" if oracle else "" if best is None else f"Bayes {best:.4f}")
         row.append("" if warm is None else f"{warm:.4f}")
         rows.append(row)
     for name, value in metrics.items():
@@ -367,7 +373,7 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     # A column that has nothing to say in any row (no answer key, no intervals) is left out.
     shown = [c for c in range(len(columns)) if any(row[c] for row in rows)]
     _print_table(
-        "test, whole catalogue ranked",
+        "test, rows as shown" if "test/log_loss" in metrics else "test, whole catalogue ranked",
         [columns[c] for c in shown],
         [[row[c] for c in shown] for row in rows],
     )

@@ -11,7 +11,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,24 @@ def partial(node: DictConfig) -> Callable[..., Any]:
         raise ConfigError(f"{where}: {_first_line(cause)}") from error
 
 
+def target(node: DictConfig) -> Any:
+    """The class or function that a node names.
+
+    Raises:
+        ConfigError: it names none, or one that cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    where = node._get_full_key(None) or "configuration"
+    name = node.get("_target_")
+    if name is None:
+        raise ConfigError(f"{where} has no _target_ to build")
+    try:
+        return get_object(name)
+    except ImportError as error:
+        raise ConfigError(f"{where}._target_={name}: {_first_line(error)}") from error
+
+
 def _check_targets(node: DictConfig, where: str) -> None:
     """Hold every node that names a target against that target's signature."""
     from hydra.utils import get_object
@@ -183,24 +201,37 @@ def _is_built(value: Any) -> bool:
 
 def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) -> None:
     """Hold a node's keys and values against the signature of what it builds."""
-    signature = inspect.signature(target)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    annotated = target.__init__ if inspect.isclass(target) else target
-    try:
-        hints = typing.get_type_hints(annotated)
-    except (NameError, TypeError):  # a type that is only imported for checking: its values go unchecked
-        hints = {}
+    known, hints, takes_any = _signature(target)
     for key in node:
         if str(key).startswith("_"):
             continue
-        if key not in signature.parameters and not takes_any:
-            known = [name for name in signature.parameters if name != "self"]
+        if key not in known and not takes_any:
             raise ConfigError(f"unknown key {where}.{key!s}: {nearest(str(key), known)}")
         if OmegaConf.is_missing(node, key):
             raise ConfigError(f"{where}.{key!s} is required: give {where}.{key!s}=…")
         value = node[key]
         if key in hints and not _is_built(value):
             check_type(value, hints[key], f"{where}.{key}")
+
+
+def _signature(target: Callable[..., Any]) -> tuple[list[str], dict[str, Any], bool]:
+    """The arguments of what is called, their types, and whether it takes any others.
+
+    A class whose **keywords go to its base class takes those of the base.
+    """
+    makers: list[Callable[..., Any]] = [target]
+    if inspect.isclass(target):
+        makers = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
+    known, hints = list[str](), dict[str, Any]()
+    for maker in makers:
+        parameters = inspect.signature(maker).parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        known += [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        with suppress(NameError, TypeError):  # a type that is only imported for checking: its values go unchecked
+            hints = typing.get_type_hints(maker) | hints
+        if not takes_any:
+            return known, hints, False
+    return known, hints, True
 
 
 def check_type(value: Any, hint: Any, where: str) -> Any:
@@ -277,8 +308,6 @@ def _explain(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1).lstrip("+~")
-        if key in _groups():
-            return f"{key} is no option of this command"
         return f"unknown key {key}: {nearest(key, _known_keys())}"
     if found := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         group, _, option = found.group(1).rpartition("/")

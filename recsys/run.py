@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from recsys import atomic, backend, config, tracking
 from recsys.evaluation.ranking import rank
+from recsys.features.pipeline import FeaturePipeline
+from recsys.features.sampling import NegativeSampling
 from recsys.features.vocabulary import Vocabulary, id_keys
-from recsys.models.base import Retriever
-from recsys.schema import NUM_RESERVED, UNKNOWN, Interactions, Queries, Schema
+from recsys.models.base import Ranker, Retriever, score
+from recsys.schema import NUM_RESERVED, UNKNOWN, Column, Interactions, Queries, Schema
 
 
 class Run:
@@ -42,6 +46,13 @@ class Run:
             atomic.write(path / file, vocabulary.save)
         history = {"indptr": data.history.indptr, "item_idx": data.history.item_idx}
         tracking.write_tensors(path / tracking.HISTORY, history)
+
+    @staticmethod
+    def save_ranker(path: Path, model: Ranker, pipeline: FeaturePipeline) -> None:
+        """Write what `predict` needs: weights, and the pipeline up to the test cut."""
+        columns = json.dumps([asdict(column) for column in pipeline.columns])
+        tracking.write_tensors(path / tracking.MODEL, model.state_dict(), columns=columns)
+        pipeline.save(path / tracking.PIPELINE)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -94,12 +105,45 @@ class Run:
         return Interactions(tensors["indptr"], tensors["item_idx"], len(self.items))
 
     @cached_property
-    def model(self) -> Retriever:
-        """The trained model, on the device that the run's trainer names or the CPU."""
+    def model(self) -> Any:
+        """The trained model, on a GPU where there is one: a Retriever or a Ranker."""
         tensors, metadata = tracking.read_tensors(self.path / tracking.MODEL)
-        model: Retriever = config.build(self.config.model, schema=Schema.from_dict(json.loads(metadata["schema"])))
+        if "columns" in metadata:
+            made_for: dict[str, Any] = {"columns": [Column(**column) for column in json.loads(metadata["columns"])]}
+        else:
+            made_for = {"schema": Schema.from_dict(json.loads(metadata["schema"]))}
+        model = config.build(self.config.model, **made_for)
         model.load_state_dict(tensors)
         return model.to(backend.device("auto")).eval()
+
+    @property
+    def is_ranker(self) -> bool:
+        """Whether the run answers `predict`, and not `recommend`."""
+        return (self.path / tracking.PIPELINE).is_dir()
+
+    @cached_property
+    def pipeline(self) -> FeaturePipeline:
+        """A ranker's feature pipeline, as of the test cut."""
+        return FeaturePipeline.load(self.path / tracking.PIPELINE)
+
+    def predict(self, rows: Any) -> Tensor:
+        """The probability of a positive for each row, float32 [N] on the CPU, corrected for left-out negatives.
+
+        Args:
+            rows: a frame with the columns that the pipeline reads, or one request as a dict, or a list of them.
+
+        Raises:
+            ValueError: the run holds no ranker, or a column does not fit.
+        """
+        model = self._of_kind(Ranker, "predict")
+        logits = score(model, self.pipeline.transform(rows))
+        return NegativeSampling(self.config.negatives).correct_logits(logits).sigmoid()
+
+    def _of_kind(self, kind: type, what: str) -> Any:
+        if not isinstance(self.model, kind):
+            other = "ranker, ask it to predict" if isinstance(self.model, Ranker) else "retriever, ask it to recommend"
+            raise ValueError(f"{self.path} cannot {what}: {type(self.model).__name__} is a {other}")
+        return self.model
 
     @torch.inference_mode()
     def recommend(self, user_ids: Sequence[Any] | pl.Series | None = None, k: int = 100) -> pl.DataFrame:
@@ -118,6 +162,7 @@ class Run:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        model = self._of_kind(Retriever, "recommend")
         ids = self.users.ids if user_ids is None else pl.Series("id", user_ids)
         user_idx = self.users.encode(ids)
         candidates = torch.ones(len(self.items), dtype=torch.bool)
@@ -131,7 +176,6 @@ class Run:
             warm=user_idx != UNKNOWN,
             candidates=candidates,
         )
-        model = self.model
         top = rank(model.scorer_with_fallback(), queries, min(k, int(candidates.sum())), device=model.device)
         top = top.cpu()
         personal = model.personal(queries.to(model.device).batch()).cpu()
@@ -156,11 +200,11 @@ class Run:
         Raises:
             ValueError: the item is unknown, or the model does not tell items apart.
         """
+        model = self._of_kind(Retriever, "tell similar items")
         item_idx = self.items.encode([item_id])
         if int(item_idx) == UNKNOWN:
             known = [str(i) for i in self.items.ids.head(100_000).to_list()]
             raise ValueError(f"item {item_id!r} is unknown: {config.nearest(str(item_id), known)}")
-        model = self.model
         if model.factored:
             vectors = torch.nn.functional.normalize(
                 model.encode_items(torch.arange(len(self.items), device=model.device)), dim=1

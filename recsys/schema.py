@@ -32,13 +32,14 @@ Role = Literal["user", "item", "timestamp", "label", "user_feature", "item_featu
 @dataclass(frozen=True)
 class Column:
     """One column of a log, or one input of a model: its name, what it is for, its dtype, how many indices it takes,
-    and how many values stand in each row (None: one)."""
+    how many values stand in each row (None: one), and the column whose indices these are, where another's."""
 
     name: str
     role: Role
     dtype: str
     cardinality: int | None = None
     width: int | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 config.yaml        the resolved configuration, written first
 logs/version_*/    learning curves (CSV), one folder for the first start and one for every resume
 checkpoints/       last.pt to resume from while training; model.safetensors, users.parquet, items.parquet,
-                   history.safetensors when done
+                   history.safetensors when done; of a ranker pipeline/ in place of the last three
 per_user.parquet   one row a test user, one column a metric
 manifest.json      versions, git commit, device, seed, data fingerprint, split and leakage report
 metrics.json       flat numbers, written last: a directory that has it is a finished run
@@ -34,6 +34,7 @@ MODEL = "checkpoints/model.safetensors"
 USERS = "checkpoints/users.parquet"
 ITEMS = "checkpoints/items.parquet"
 HISTORY = "checkpoints/history.safetensors"
+PIPELINE = "checkpoints/pipeline"
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> None:

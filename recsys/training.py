@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from recsys import atomic, backend, config, tracking
-from recsys.answer_key import answer_key
-from recsys.data import batches
+from recsys import atomic, backend, config, tasks, tracking
 from recsys.data.datamodule import RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
-from recsys.models.base import Retriever, Solver
 from recsys.run import Run
 from recsys.watch import Watch
 
@@ -49,64 +45,61 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     if data is not None:
         data = data if isinstance(data, Log) else frame(data)
         cfg = config.with_value(cfg, "data", {FRAME: fingerprint(data)})
-    for group in ("data", "split", "model", "trainer", "logger", "evaluation"):
-        if FRAME not in cfg[group]:
+    for group in ("data", "split", "model", "features", "trainer", "logger", "evaluation"):
+        if cfg.get(group) is not None and FRAME not in cfg[group]:
             config.partial(cfg[group])  # a wrong word is said before any work is done
     checkpoint = _claim(run_dir, cfg)
     seed = config.check_type(cfg.seed, int, "seed")
     device = backend.device(cfg.trainer.accelerator)
-    evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
 
     log = _log(cfg, data)
     module = RecDataModule(log, config.partial(cfg.split), seed)
+    task = tasks.of(cfg)(cfg, module, device, seed)
     pl.seed_everything(seed, verbose=False)
-    model: Retriever = config.build(cfg.model, schema=module.schema)
+    model = task.build()
     if cfg.trainer.max_epochs is not None and hasattr(model, "max_epochs"):
         model.max_epochs = config.check_type(cfg.trainer.max_epochs, int, "trainer.max_epochs")
-    model.observe(module.train)
+    task.observe()
     model.to(device)
 
     atomic.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
     logger = config.build(cfg.logger, run_dir=run_dir)
     logger.log_hyperparams(config.flat(cfg))
+    monitor = cfg.monitor or task.monitor
     watch = Watch(
         run_dir,
         model,
         logger,
-        validate=_validation(cfg, model, module, evaluate),
-        monitor=f"val/{cfg.monitor}",
+        validate=_validation(cfg, task, monitor),
+        monitor=f"val/{monitor}",
         patience=config.check_type(cfg.patience, int | None, "patience"),
         checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
         resume_from=checkpoint,
     )
     with watch:
-        if isinstance(model, Solver):
-            model.fit(module.train.to(device), watch.report)
-        else:
-            _fit_by_gradient(cfg, model, module, watch, seed)
-    samples = watch.samples or watch.epochs_here * len(module.train)
+        if not task.solve(watch.report):
+            _fit_by_gradient(cfg, model, task.source(), watch)
+    samples = watch.samples or watch.epochs_here * task.num_examples
     logger.finalize("success")
     model.to(device).eval()
 
-    found = evaluate(score=model.scorer_with_fallback(), queries=module.test)
+    measured, per_user, counts = task.measure()
     metrics: dict[str, Any] = {
-        **_flat(found, "test"),
+        **measured,
         **watch.latest,
         "train/seconds": round(watch.seconds, 3),
         "train/samples_per_second": round(samples / max(watch.seconds, 1e-9), 1),
-        "evaluation/seconds": round(found.seconds, 3),
-        "evaluation/users": len(found.per_user),
     }
     if log.world is not None:
-        metrics |= answer_key(module, model, evaluate, k=cfg.evaluation.k, seed=seed)
-    Run.save_model(run_dir, model, module)
-    atomic.write(run_dir / tracking.PER_USER, found.per_user.write_parquet)
+        metrics |= task.truth()
+    task.save(run_dir)
+    atomic.write(run_dir / tracking.PER_USER, per_user.write_parquet)
     manifest = {
         "model": cfg.model["_target_"],
         "seed": seed,
         "data": {"name": log.name, "files": log.files, "fingerprint": module.fingerprint, **log.counts},
         "split": module.report,
-        "evaluation": found.counts,
+        "evaluation": counts,
         **tracking.environment(device),
     }
     atomic.write_json(run_dir / tracking.MANIFEST, manifest)
@@ -130,10 +123,8 @@ def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> di
     module = RecDataModule(log, config.partial(cfg.split), cfg.seed)
     if module.fingerprint != run.manifest["data"]["fingerprint"]:
         raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
-    measure = partial(config.partial(cfg.evaluation), device=device, seed=cfg.seed)
-    model = run.model.to(device)
-    found = measure(score=model.scorer_with_fallback(), queries=module.test)
-    return _flat(found, "test") | {"evaluation/seconds": found.seconds}
+    task = tasks.of(cfg)(cfg, module, device, cfg.seed)
+    return task.measure_run(run)[0]
 
 
 def _log(cfg: DictConfig, data: Log | None) -> Log:
@@ -165,32 +156,27 @@ def _claim(run_dir: Path, cfg: DictConfig) -> Path | None:
     return checkpoint if checkpoint.exists() else None
 
 
-def _validation(cfg: DictConfig, model: Retriever, data: RecDataModule, evaluate: Any) -> Any:
-    """A callable that measures the model on the validation queries, or None where there are none."""
-    name, _, k = str(cfg.monitor).partition("@")
-    if not name or not k.isdigit():
-        raise ValueError(f"monitor={cfg.monitor}: expected a metric and a cut-off, such as ndcg@10")
-    if data.validation is None:
+def _validation(cfg: DictConfig, task: Any, monitor: str) -> Any:
+    """A callable that measures the model on the validation part, or None where there is none."""
+    measure = task.validation(monitor)
+    if measure is None:
         if cfg.patience is not None:
             raise ValueError("patience needs a validation set: set split.validation above 0, or patience=null")
         return None
 
     def validate() -> dict[str, float]:
-        model.eval()
-        found = evaluate(score=model.scorer_with_fallback(), queries=data.validation, k=[int(k)], num_replicates=0)
-        model.train()
-        if cfg.monitor not in found.metrics:
-            raise ValueError(f"monitor={cfg.monitor}: {config.nearest(cfg.monitor, found.metrics)}")
-        return {f"val/{metric}": value for metric, value in found.metrics.items()}
+        task.model.eval()
+        found = measure()
+        task.model.train()
+        if monitor not in found:
+            raise ValueError(f"monitor={monitor}: {config.nearest(monitor, found)}")
+        return {f"val/{metric}": value for metric, value in found.items()}
 
     return validate
 
 
-def _fit_by_gradient(cfg: DictConfig, model: Any, data: RecDataModule, watch: Watch, seed: int) -> None:
+def _fit_by_gradient(cfg: DictConfig, model: Any, source: Any, watch: Watch) -> None:
     """Train with Lightning on resident batches."""
-    source = getattr(batches, model.batches)(
-        data.train, batch_size=model.batch_size, seed=seed, device=backend.device(cfg.trainer.accelerator)
-    )
     trainer = config.build(
         cfg.trainer,
         devices=1,
@@ -240,20 +226,12 @@ class _Lightning(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.watch.samples += batch["user_idx"].numel()
+        self.watch.samples += batch["samples"]
         self.watch.chunk_done(len(self.source), self.epochs)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.watch.report(self.watch.epoch + 1, self.epochs, measured)
-
-
-def _flat(found: Any, prefix: str) -> dict[str, float]:
-    """An evaluation as flat metrics: prefix/recall@20, and /low and /high where an interval is known."""
-    flat = {f"{prefix}/{name}": value for name, value in found.metrics.items()}
-    for name, (low, high) in found.intervals.items():
-        flat[f"{prefix}/{name}/low"], flat[f"{prefix}/{name}/high"] = low, high
-    return flat | {f"{prefix}/warm/{name}": value for name, value in found.warm.items()}
 
 
 def _quiet_lightning() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recsys import atomic, tracking
-from recsys.models.base import Retriever
 
 
 class Interrupted(Exception):
@@ -42,7 +42,7 @@ class Watch:
     def __init__(
         self,
         run_dir: Path,
-        model: Retriever,
+        model: pl.LightningModule,
         logger: Any,
         *,
         validate: Callable[[], dict[str, float]] | None,

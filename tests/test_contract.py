@@ -1,4 +1,4 @@
-"""What every model in configs/model promises: it learns a planted pattern, survives a checkpoint, repeats
+"""What every retriever in configs/model promises: it learns a planted pattern, survives a checkpoint, repeats
 itself, stops and goes on exactly, and bad numbers do not pass."""
 
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from recsys.evaluation.ranking import evaluate
 from recsys.models.base import Retriever, Solver, UserBatch
 from recsys.schema import NUM_RESERVED, Interactions, Queries, Schema
 
-MODELS = sorted(path.stem for path in (config.config_dir() / "model").glob("*.yaml"))
+YAMLS = sorted((config.config_dir() / "model").glob("*.yaml"))
+MODELS = [path.stem for path in YAMLS if issubclass(config.target(config.load(path)), Retriever)]
 BLOCKS, USERS, ITEMS = 4, 160, 96
 SCHEMA = Schema.of(USERS + NUM_RESERVED, ITEMS + NUM_RESERVED)
 K = 10
@@ -95,7 +96,8 @@ def train(model: Retriever, interactions: Interactions, seed: int = 0) -> Retrie
     if isinstance(model, Solver):
         model.fit(interactions)
         return model.eval()
-    source = getattr(batches, model.batches)(interactions, batch_size=model.batch_size, seed=seed)
+    source_of = getattr(batches, model.batches)
+    source = source_of(interactions, batch_size=model.batch_size, seed=seed, **model.batch_options)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=model.max_epochs,

@@ -23,7 +23,7 @@ def module() -> RecDataModule:
 
 
 def pipeline() -> FeaturePipeline:
-    return config.build(config.compose("+features=world").features)
+    return config.build(config.compose("features=world").features)
 
 
 def whole(path: Path, part: str) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_fewer_negatives_of_train_and_their_rate(module: RecDataModule, tmp_path
 
 
 def test_nothing_is_left_of_a_write_that_fails(module: RecDataModule, tmp_path: Path) -> None:
-    wrong = FeaturePipeline(user={"country": config.build(config.compose("+features=world").features.user.user_id)})
+    wrong = FeaturePipeline(user={"country": config.build(config.compose("features=world").features.user.user_id)})
     wrong.features["country"].column = "contry"
     with pytest.raises(ValueError, match="no column 'contry': did you mean country"):
         feature_files.write(wrong, module, tmp_path / "f")

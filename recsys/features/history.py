@@ -111,7 +111,7 @@ class History(Feature):
     def outputs(self, name: str, role: Role) -> tuple[Column, ...]:
         size = self._items.outputs(self.of, role)[0].cardinality
         return (
-            Column(name, role, "int64", size, self.length),
+            Column(name, role, "int64", size, self.length, table=self.of),
             Column(f"{name}_gap_seconds", role, "float32", None, self.length),
             Column(f"{name}_length", role, "int64"),
         )

@@ -5,20 +5,24 @@ Shapes in names: B batch, I items, N some items, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from recsys.schema import Interactions, Schema, UserBatch
+from recsys.models import losses
+from recsys.models import negatives as draws
+from recsys.models.optimizers import RowAdagrad
+from recsys.schema import LABEL, Column, Interactions, Schema, UserBatch
 
 # report(done, total, measured): called after every step of a fit, e.g. report(3, 16, {"train/loss": 0.2}).
 # It may raise to stop the fit; the model is then in the state that `done` steps leave.
 Report = Callable[[int, int, dict[str, float]], None]
 
 _SLAB = 4096  # items multiplied at a time on a CPU
+ROWS_AT_ONCE = 1 << 13  # that a ranker scores
 
 
 def no_report(done: int, total: int, measured: dict[str, float]) -> None:
@@ -50,6 +54,8 @@ class Retriever(pl.LightningModule):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.schema = schema
+        # What a gradient-trained model asks of its source of batches beside what every source takes.
+        self.batch_options: dict[str, Any] = {}
         self.register_buffer("item_counts", torch.zeros(schema.num_items, dtype=torch.int64))
         self.register_buffer("user_counts", torch.zeros(schema.num_users, dtype=torch.int64))
 
@@ -118,3 +124,118 @@ class Retriever(pl.LightningModule):
             return scores_BI
 
         return answer
+
+
+RowBatch = dict[str, Tensor]  # what a FeaturePipeline makes of rows: tensors [B] or [B, width] by name
+
+
+class Ranker(pl.LightningModule):
+    """Scores rows, each a user, an item and what is known when it is shown.
+
+    A model implements `forward(batch) -> {task: logits_B}`. Embedding tables (`layers.FieldEmbeddings`) get sparse
+    gradients and row-wise Adagrad, all else AdamW; both rates fall linearly to 0 over max_epochs. Dropout belongs to
+    (seed, step), so that a resumed training ends in the same bits.
+
+    Args:
+        columns: inputs as `FeaturePipeline.columns` describes them; labels among them are left out.
+        loss: "bce", or "focal" (Lin et al. 2017), which weighs rows by (1 - p of their class) ** focal_gamma.
+        positive_weight: of rows with label 1; other than 1 it biases probabilities.
+        lr, weight_decay: of AdamW. table_lr: of the tables.
+    """
+
+    batches = "RowBatches"
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        *,
+        loss: Literal["bce", "focal"] = "bce",
+        focal_gamma: float = 2.0,
+        positive_weight: float = 1.0,
+        lr: float = 1e-3,
+        table_lr: float = 0.05,
+        weight_decay: float = 0.0,
+        batch_size: int = 1024,
+        max_epochs: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value in {"lr": lr, "table_lr": table_lr, "positive_weight": positive_weight}.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name, value in {"weight_decay": weight_decay, "focal_gamma": focal_gamma}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be below 0, got {value}")
+        for name, count in {"batch_size": batch_size, "max_epochs": max_epochs}.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if loss not in ("bce", "focal"):
+            raise ValueError(f"loss={loss}: expected bce or focal")
+        self.automatic_optimization = False
+        self.columns = tuple(column for column in columns if column.role != "label")
+        if not self.columns:
+            raise ValueError("a ranker needs at least one input column")
+        self.loss, self.focal_gamma, self.positive_weight = loss, focal_gamma, positive_weight
+        self.lr, self.table_lr, self.weight_decay = lr, table_lr, weight_decay
+        self.batch_size, self.max_epochs = batch_size, max_epochs
+        self.total_steps = 1
+
+    def forward(self, batch: RowBatch) -> dict[str, Tensor]:
+        """Logits of each task, float [B]."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def compute_loss(self, logits: dict[str, Tensor], batch: RowBatch) -> Tensor:
+        """The mean loss of a batch."""
+        label_B = batch[LABEL].float()
+        weight_B = 1 + (self.positive_weight - 1) * label_B
+        if self.loss == "focal":
+            return (weight_B * losses.focal(logits[LABEL], label_B, self.focal_gamma)).mean()
+        return (weight_B * losses.log_loss(logits[LABEL], label_B)).mean()
+
+    def observe(self, num_rows: int) -> None:
+        """Learn how long training will be. Called before it."""
+        self.total_steps = self.max_epochs * -(-num_rows // self.batch_size)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        tables = [p for name, p in self.named_parameters() if name.rpartition(".")[2] == "table"]
+        rest = [p for name, p in self.named_parameters() if name.rpartition(".")[2] != "table"]
+        found: list[torch.optim.Optimizer] = []
+        if rest:
+            found.append(torch.optim.AdamW(rest, self.lr, weight_decay=self.weight_decay))
+        if tables:
+            found.append(RowAdagrad(tables, lr=self.table_lr))
+        return found
+
+    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
+        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
+        wrappers: Any = self.optimizers()
+        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+        rates = [self.table_lr if isinstance(w.optimizer, RowAdagrad) else self.lr for w in wrappers]
+        total = torch.zeros((), device=self.device)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for s in range(len(chunk["rows"][LABEL])):
+                step = chunk["step"] + s
+                torch.manual_seed(draws.seed_of(chunk["seed"], step))
+                batch = {name: rows[s] for name, rows in chunk["rows"].items()}
+                loss = self.compute_loss(self(batch), batch)
+                loss.backward()
+                for wrapper, lr in zip(wrappers, rates, strict=True):
+                    wrapper.optimizer.param_groups[0]["lr"] = lr * max(1 - step / self.total_steps, 0.0)
+                    wrapper.optimizer.step()
+                    wrapper.optimizer.zero_grad(set_to_none=True)
+                total += loss.detach()
+        if not bool(total.isfinite()):
+            broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
+            what = f"parameter {broken[0]}" if broken else "the loss"
+            raise ValueError(f"{what} is not finite by step {step} of training: lower lr or table_lr")
+        wrappers[0].step()  # moves nothing: Lightning's wrapper is what counts global_step
+        self.log("train/loss", total / len(chunk["rows"][LABEL]))
+
+
+@torch.no_grad()
+def score(model: Ranker, rows: RowBatch, task: str = LABEL) -> Tensor:
+    """Logits of rows in their order, float [N] on the CPU, block by block."""
+    found = [torch.zeros(0)]
+    for low in range(0, len(next(iter(rows.values()))), ROWS_AT_ONCE):
+        block = {name: tensor[low : low + ROWS_AT_ONCE].to(model.device) for name, tensor in rows.items()}
+        found.append(model(block)[task].float().cpu())
+    return torch.cat(found)

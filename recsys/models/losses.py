@@ -58,3 +58,14 @@ def in_batch_softmax(logits_BB: Tensor, item_idx_B: Tensor, log_q_B: Tensor) -> 
     """
     hit_BB = item_idx_B[:, None] == item_idx_B[None, :]
     return sampled_softmax(logits_BB.diagonal(), logits_BB, log_q_B, hit_BB, num_draws=len(item_idx_B) - 1)
+
+
+def log_loss(logits_B: Tensor, label_B: Tensor) -> Tensor:
+    """-log of the probability that sigmoid(logits) gives to the labels 0 and 1 (or shares between)."""
+    return F.binary_cross_entropy_with_logits(logits_B, label_B, reduction="none")
+
+
+def focal(logits_B: Tensor, label_B: Tensor, gamma: float = 2.0) -> Tensor:
+    """The log loss times (1 - p)**gamma, p the probability of the row's own class (Lin et al. 2017)."""
+    loss_B = log_loss(logits_B, label_B)
+    return (-torch.expm1(-loss_B)).clamp(min=1e-30).pow(gamma) * loss_B

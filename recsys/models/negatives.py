@@ -16,11 +16,15 @@ from torch import Tensor
 from recsys.schema import NUM_RESERVED
 
 
+def seed_of(seed: int, step: int) -> int:
+    """A 63-bit seed for one optimiser step: manual_seed takes no more without changing sign."""
+    digest = hashlib.blake2b(repr((seed, step)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def generator_at(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one optimiser step: equal for equal (seed, step), unrelated otherwise."""
-    digest = hashlib.blake2b(repr((seed, step)).encode(), digest_size=8).digest()
-    # 63 bits: manual_seed takes no more without changing sign.
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device).manual_seed(seed_of(seed, step))
 
 
 def uniform_log_q(num_items: int, device: torch.device | str = "cpu") -> Tensor:

@@ -142,3 +142,46 @@ def test_without_the_correction_the_gradient_would_be_another():
     flat = torch.full((draws,), -np.log(items))
     losses.sampled_softmax(leaf[target, None], leaf[None, drawn], flat, (drawn == target)[None]).sum().backward()
     assert np.abs(leaf.grad.numpy() - exact_gradient(score_I, target)).max() > 4e-2
+
+
+# --- of rows with labels ---
+
+
+def naive_focal(x, y, gamma):
+    p = sigmoid(x) if y else 1 - sigmoid(x)
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+def test_log_loss_and_focal_equal_their_definitions(seed, B, gamma):
+    rng = np.random.default_rng(seed)
+    logits, label = rng.normal(size=B) * 3, rng.integers(2, size=B)
+    plain = [naive_focal(x, y, 0) for x, y in zip(logits, label, strict=True)]
+    focal = [naive_focal(x, y, gamma) for x, y in zip(logits, label, strict=True)]
+    np.testing.assert_allclose(losses.log_loss(tensor(logits), tensor(label)), plain, rtol=1e-10)
+    np.testing.assert_allclose(losses.focal(tensor(logits), tensor(label), gamma), focal, rtol=1e-10)
+
+
+def test_log_loss_takes_shares():
+    share, x = 0.3, 0.7
+    expected = -share * np.log(sigmoid(x)) - (1 - share) * np.log(1 - sigmoid(x))
+    assert losses.log_loss(tensor([x]), tensor([share])).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_gradient_equals_differences(gamma):
+    logits, label, h = tensor([-4.0, -0.3, 0.0, 2.0, 5.0]), tensor([1.0, 0.0, 1.0, 1.0, 0.0]), 1e-6
+    leaf = logits.clone().requires_grad_()
+    losses.focal(leaf, label, gamma).sum().backward()
+    difference = (losses.focal(logits + h, label, gamma) - losses.focal(logits - h, label, gamma)) / (2 * h)
+    np.testing.assert_allclose(leaf.grad, difference, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [losses.log_loss, losses.focal])
+def test_certain_logits_have_a_finite_loss_and_gradient(loss):
+    logits = torch.tensor([200.0, -200.0, 200.0, -200.0], requires_grad=True)
+    loss_B = loss(logits, torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    loss_B.sum().backward()
+    assert loss_B.tolist() == [0, 0, 200, 200]
+    assert logits.grad.isfinite().all()

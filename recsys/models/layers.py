@@ -1,0 +1,198 @@
+"""Layers that several rankers share.
+
+Shapes in names: B rows, F fields, D embedding dim, T places of all indices of a row, n places that are filled,
+R rows of a table, U of them in a batch, V numbers of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.schema import PADDING, Column
+
+ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+
+
+class Lookups(nn.Module):
+    """The vectors of what is an index: forward(batch) -> fields_BFD, with F = 0 where no column is.
+
+    A list of indices is the mean over what is not padding, zeros where it is empty. Columns whose indices are
+    another's (`Column.table`) share its rows. All tables lie in one parameter, `table`, and a step is one lookup: its
+    cost goes with the places that are filled. Gradients are sparse and hold a row once, however often it was looked up.
+
+    fields: the names of the fields, in their order: columns of one index, then lists.
+
+    Raises:
+        IndexError: an index that its column does not have.
+    """
+
+    starts_T: Tensor
+    sizes_T: Tensor
+    scratch_R: Tensor
+
+    def __init__(self, columns: Sequence[Column], embedding_dim: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
+        indexed = sorted((c for c in columns if c.cardinality is not None), key=lambda c: c.width is not None)
+        self.fields = [c.name for c in indexed]
+        self.num_single = sum(c.width is None for c in indexed)
+        rows: dict[str, int] = {}
+        for c in indexed:
+            rows[c.table or c.name] = max(rows.get(c.table or c.name, 0), c.cardinality or 0)
+        starts = dict(zip(rows, accumulate(rows.values(), initial=0), strict=False))
+        self.widths = [c.width or 1 for c in indexed]
+        places = torch.tensor(self.widths, dtype=torch.int64)
+        for name, values in {
+            "starts_T": [starts[c.table or c.name] for c in indexed],
+            "sizes_T": [c.cardinality for c in indexed],
+        }.items():
+            values_T = torch.tensor(values, dtype=torch.int64).repeat_interleave(places)
+            self.register_buffer(name, values_T, persistent=False)
+        self.register_buffer("scratch_R", torch.zeros(sum(rows.values()), dtype=torch.int64), persistent=False)
+        self.embedding_dim = embedding_dim
+        self.table = nn.Parameter(init_std * torch.randn(sum(rows.values()), embedding_dim)) if rows else None
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.table is None:
+            some = next(iter(batch.values()))
+            return torch.zeros(len(some), 0, self.embedding_dim, device=some.device)
+        idx_BT = torch.cat([batch[name].view(-1, w) for name, w in zip(self.fields, self.widths, strict=True)], 1)
+        self._check(idx_BT)
+        filled_BT = idx_BT != PADDING
+        filled_BT[:, : self.num_single] = True
+        counts_BF = torch.stack([part.sum(1) for part in filled_BT.split(self.widths, 1)], 1)
+        row_n = (idx_BT + self.starts_T)[filled_BT]
+        means: Tensor = _Means.apply(self.table, row_n, counts_BF.view(-1), self.scratch_R)
+        return means.view(*counts_BF.shape, self.embedding_dim)
+
+    def _check(self, idx_BT: Tensor) -> None:
+        """The tables lie end to end: an index too large would be another column's row."""
+        wrong_BT = (idx_BT < 0) | (idx_BT >= self.sizes_T)
+        if bool(wrong_BT.any()):
+            b, t = wrong_BT.nonzero()[0].tolist()
+            names = [name for name, w in zip(self.fields, self.widths, strict=True) for _ in range(w)]
+            raise IndexError(
+                f"column {names[t]!r}: index {int(idx_BT[b, t])} in row {b} of the batch lies outside its "
+                f"{int(self.sizes_T[t])} rows: is this another pipeline's batch?"
+            )
+
+
+class _Means(torch.autograd.Function):
+    """Means of rows of a table, [bags, D]: bag after bag, each of so many rows, zeros where of none."""
+
+    @staticmethod
+    def forward(ctx: Any, table_RD: Tensor, row_n: Tensor, counts: Tensor, scratch_R: Tensor) -> Tensor:
+        ctx.save_for_backward(row_n, counts)
+        ctx.shape, ctx.scratch_R = table_RD.shape, scratch_R
+        return F.embedding_bag(row_n, table_RD, counts.cumsum(0) - counts, mode="mean")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        row_n, counts = ctx.saved_tensors
+        gradient_nD = (gradients[0] / counts.clamp(min=1)[:, None]).repeat_interleave(counts, 0, output_size=len(row_n))
+        # Of the places that look up one row, one is written last and stands for all: no sort is needed.
+        place_n = torch.arange(len(row_n), device=row_n.device)
+        chosen_n = ctx.scratch_R.index_put_((row_n,), place_n)[row_n]
+        is_chosen_n = chosen_n == place_n
+        merged_UD = gradient_nD.new_zeros(int(is_chosen_n.sum()), ctx.shape[1])
+        merged_UD.index_add_(0, (is_chosen_n.cumsum(0) - 1)[chosen_n], gradient_nD)
+        rows_1U = row_n[is_chosen_n][None]
+        return torch.sparse_coo_tensor(rows_1U, merged_UD, ctx.shape, check_invariants=False), None, None, None
+
+
+class Numbers(nn.Module):
+    """What is no index: forward(batch) -> numbers_BV, float32.
+
+    Single floats (as `Numeric` scales them) stay as they are; whole numbers and lists (one-hot, pretrained vectors,
+    signs, gaps) are tamed by sign(x) log(1 + |x|).
+
+    fields: the names of the columns in their order: single floats, whole numbers, lists; widths: numbers of each.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        found = sorted((c for c in columns if c.cardinality is None), key=_kind)
+        self.num_plain = sum(_kind(c) == 0 for c in found)
+        self.fields = [c.name for c in found]
+        self.widths = [c.width or 1 for c in found]
+        self.num_single = sum(c.width is None for c in found)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        some = next(iter(batch.values()))
+        if not self.fields:
+            return torch.zeros(len(some), 0, device=some.device)
+        columns = zip(self.fields, self.widths, strict=True)
+        x_BV = torch.cat([batch[name].view(-1, width).float() for name, width in columns], 1)
+        if not bool(x_BV.isfinite().all()):
+            names = [name for name, w in zip(self.fields, self.widths, strict=True) for _ in range(w)]
+            b, v = (~x_BV.isfinite()).nonzero()[0].tolist()
+            raise ValueError(f"column {names[v]!r}: {float(x_BV[b, v])} in row {b} of the batch is not finite: fill it")
+        plain_BV, wild_BV = x_BV.tensor_split([self.num_plain], 1)
+        return torch.cat([plain_BV, wild_BV.sign() * wild_BV.abs().log1p()], 1)
+
+
+def _kind(column: Column) -> int:
+    if column.width is not None:
+        return 2
+    return int(not column.dtype.startswith("float"))
+
+
+class FieldEmbeddings(nn.Module):
+    """One vector a field: forward(batch) -> fields_BFD.
+
+    Indices as in `Lookups`; a number of `Numbers` is a vector of its own times the number, a list of numbers the sum of
+    these over the square root of their count. fields: the names of the fields, in their order.
+    """
+
+    def __init__(self, columns: Sequence[Column], embedding_dim: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.lookups = Lookups(columns, embedding_dim, init_std)
+        self.numbers = Numbers(columns)
+        self.fields = [*self.lookups.fields, *self.numbers.fields]
+        self.number_vectors = nn.Parameter(init_std * torch.randn(sum(self.numbers.widths), embedding_dim))
+
+    @property
+    def width(self) -> int:
+        """Numbers a row, F * D."""
+        return len(self.fields) * self.lookups.embedding_dim
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        x_BV, first = self.numbers(batch), self.numbers.num_single
+        parts = [self.lookups(batch), x_BV[:, :first, None] * self.number_vectors[:first]]
+        widths = self.numbers.widths[first:]
+        lists = zip(x_BV[:, first:].split(widths, 1), self.number_vectors[first:].split(widths), strict=True)
+        parts += [(x_BV @ vectors_VD / len(vectors_VD) ** 0.5)[:, None] for x_BV, vectors_VD in lists] if widths else []
+        return torch.cat(parts, 1)
+
+
+class Dense(nn.Sequential):
+    """Hidden layers of an MLP: linear, activation, dropout, again. out_features: how wide the last one is."""
+
+    def __init__(self, width: int, hidden: Sequence[int], dropout: float = 0.0, activation: str = "relu") -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation}: expected one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if any(out < 1 for out in hidden):
+            raise ValueError(f"hidden layers must be at least 1 wide, got {list(hidden)}")
+        layers: list[nn.Module] = []
+        for out in hidden:
+            layers += [nn.Linear(width, out), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+            width = out
+        super().__init__(*layers)
+        self.out_features = width
+
+
+def pairwise_products(fields_BFD: Tensor) -> Tensor:
+    """The summed inner products of all pairs of fields, float [B]: (|sum|^2 - sum of |.|^2) / 2 (Rendle, lemma 3.1)."""
+    return (fields_BFD.sum(1).square() - fields_BFD.square().sum(1)).sum(1) / 2

@@ -1,0 +1,219 @@
+"""What training needs to know of retrieving and of ranking: what is learnt from, how it is measured and what is kept.
+
+Both give `training.train` the same: model, monitor, source(batches), fit-time validation, a measurement of the test
+part, and files in the run directory. Neither names a model or a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from omegaconf import DictConfig
+
+from recsys import config
+from recsys.answer_key import answer_key, bayes
+from recsys.data import batches
+from recsys.data.datamodule import RecDataModule
+from recsys.data.rows import joined
+from recsys.evaluation import calibration
+from recsys.features import FeaturePipeline
+from recsys.features.pipeline import ROLES
+from recsys.features.sampling import NegativeSampling
+from recsys.features.vocabulary import id_keys
+from recsys.models.base import Ranker, Retriever, RowBatch, Solver, score
+from recsys.run import Run
+from recsys.schema import LABEL, USER_ID
+
+Metrics = dict[str, Any]
+
+
+class Retrieval:
+    """A retriever: learns from pairs, ranks the whole catalogue."""
+
+    monitor = "ndcg@10"
+
+    def __init__(self, cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int) -> None:
+        if cfg.get("features") is not None:
+            raise ValueError(f"features are inputs of rankers, {cfg.model._target_} is a retriever: leave them out")
+        if cfg.get("negatives", 1) != 1:
+            raise ValueError(f"negatives={cfg.negatives} is for rankers: a retriever draws its own")
+        self.cfg, self.data, self.device, self.seed = cfg, data, device, seed
+        self.evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
+
+    def build(self) -> Retriever:
+        """The untrained model."""
+        self.model: Retriever = config.build(self.cfg.model, schema=self.data.schema)
+        return self.model
+
+    def observe(self) -> None:
+        """Tell the model what it will learn from."""
+        self.model.observe(self.data.train)
+
+    @property
+    def num_examples(self) -> int:
+        """Positives an epoch or sweep."""
+        return len(self.data.train)
+
+    def source(self) -> Any:
+        """Batches for a model that is trained by gradient."""
+        model: Any = self.model
+        return getattr(batches, model.batches)(
+            self.data.train, batch_size=model.batch_size, seed=self.seed, device=self.device, **model.batch_options
+        )
+
+    def solve(self, report: Callable[..., None]) -> bool:
+        """Fit a model that is not trained by gradient; whether it was one."""
+        if not isinstance(self.model, Solver):
+            return False
+        self.model.fit(self.data.train.to(self.device), report)
+        return True
+
+    def validation(self, monitor: str) -> Callable[[], Metrics] | None:
+        """A callable that measures the model on the validation part; None where there is none."""
+        name, _, k = monitor.partition("@")
+        if not name or not k.isdigit():
+            raise ValueError(f"monitor={monitor}: expected a metric and a cut-off, such as ndcg@10")
+        queries = self.data.validation
+        if queries is None:
+            return None
+
+        def validate() -> Metrics:
+            score = self.model.scorer_with_fallback()
+            return self.evaluate(score=score, queries=queries, k=[int(k)], num_replicates=0).metrics
+
+        return validate
+
+    def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
+        """Metrics of the test part, one row a user, and counts."""
+        found = self.evaluate(score=self.model.scorer_with_fallback(), queries=self.data.test)
+        metrics = flat(found.metrics, found.intervals, found.warm)
+        metrics |= {"evaluation/seconds": round(found.seconds, 3), "evaluation/users": len(found.per_user)}
+        return metrics, found.per_user, found.counts
+
+    def measure_run(self, run: Run) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
+        """The same for the model of a finished run."""
+        self.model = run.model.to(self.device)
+        return self.measure()
+
+    def truth(self) -> Metrics:
+        """What only a synthetic world can tell."""
+        return answer_key(self.data, self.model, self.evaluate, k=self.cfg.evaluation.k, seed=self.seed)
+
+    def save(self, run_dir: Path) -> None:
+        """Keep what answers from the run need."""
+        Run.save_model(run_dir, self.model, self.data)
+
+
+class Ranking:
+    """A ranker: learns from impressions through a feature pipeline, gives each a probability."""
+
+    monitor = "auc"
+
+    def __init__(self, cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int) -> None:
+        if cfg.get("features") is None:
+            raise ValueError(f"{cfg.model._target_} is a ranker and needs columns: give features=… (as features=world)")
+        if LABEL not in data.split.train.columns or data.split.train[LABEL].n_unique() < 2:
+            what = "a ranker learns from rows of label 0 and rows of label 1, train has not both"
+            raise ValueError(f"{data.log.name}: {what}; name the label (data.columns.label=…) and keep the negatives")
+        self.cfg, self.data, self.device, self.seed = cfg, data, device, seed
+        rate = config.check_type(cfg.negatives, float, "negatives")
+        self.negatives = NegativeSampling(rate, seed)
+        self.pipeline: FeaturePipeline = config.build(cfg.features)
+        if LABEL not in self.pipeline.features:
+            raise ValueError(f"features: no feature {LABEL!r} among the labels; add label: {{{LABEL}: …Plain}}")
+
+    def build(self) -> Ranker:
+        """The untrained model, over the columns of the fitted pipeline."""
+        train = joined(self.data.log, self.data.split.train)
+        self.pipeline.fit(train, past=self.data.log.past)
+        kept = train if self.negatives.rate == 1 else self.negatives.keep(train)
+        self.train = self.pipeline.transform(kept, ROLES)
+        self.validation_rows: RowBatch | None = None
+        if self.data.split.validation is not None:
+            rows = joined(self.data.log, self.data.split.validation)
+            self.validation_rows = self.pipeline.transform(rows, ROLES)
+            self.pipeline.update(rows)
+        self.model: Ranker = config.build(self.cfg.model, columns=self.pipeline.columns)
+        return self.model
+
+    def observe(self) -> None:
+        """Tell the model what it will learn from."""
+        self.model.observe(self.num_examples)
+
+    @property
+    def num_examples(self) -> int:
+        """Rows an epoch."""
+        return len(self.train[LABEL])
+
+    def source(self) -> Any:
+        """Batches of rows."""
+        return getattr(batches, self.model.batches)(
+            self.train, batch_size=self.model.batch_size, seed=self.seed, device=self.device
+        )
+
+    def solve(self, report: Callable[..., None]) -> bool:
+        """No ranker is solved for."""
+        return False
+
+    def validation(self, monitor: str) -> Callable[[], Metrics] | None:
+        """A callable that measures the model on the validation part; None where there is none."""
+        rows, split = self.validation_rows, self.data.split.validation
+        if rows is None or split is None:
+            return None
+        return lambda: self._measured(rows, split, num_replicates=0).metrics
+
+    def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
+        """Metrics of the test part, one row a user, and counts."""
+        rows = self.pipeline.transform(joined(self.data.log, self.data.split.test), ROLES)
+        found = self._measured(rows, self.data.split.test, num_replicates=self.cfg.evaluation.num_replicates)
+        self.log_loss, self.entropy = found.metrics["log_loss"], found.metrics["log_loss"]
+        if "normalised_cross_entropy" in found.metrics:
+            self.entropy = found.metrics["log_loss"] / found.metrics["normalised_cross_entropy"]
+        return flat(found.metrics, found.intervals, {}), found.per_user, found.counts
+
+    def measure_run(self, run: Run) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
+        """The same for the model and the pipeline of a finished run."""
+        self.model, self.pipeline = run.model.to(self.device), run.pipeline
+        return self.measure()
+
+    def truth(self) -> Metrics:
+        """What only a synthetic world can tell: Bayes' own metrics, and the share of the gap between the base rate and
+        Bayes that the model closes in log loss."""
+        found = bayes(self.data)
+        if found and self.entropy > found["log_loss"]:
+            gap = (self.entropy - self.log_loss) / (self.entropy - found["log_loss"])
+            return {f"bayes/{name}": value for name, value in found.items()} | {"test/gap_closed": gap}
+        return {}
+
+    def save(self, run_dir: Path) -> None:
+        """Keep what answers from the run need."""
+        Run.save_ranker(run_dir, self.model, self.pipeline)
+
+    def _measured(self, rows: RowBatch, split: pl.DataFrame, num_replicates: int) -> calibration.Measured:
+        was_training = self.model.training
+        logits = self.negatives.correct_logits(score(self.model.eval(), rows))
+        self.model.train(was_training)
+        keys = torch.from_numpy(id_keys(split[USER_ID]).copy())
+        return calibration.measure(
+            logits, rows[LABEL], keys, num_replicates=num_replicates, confidence=self.cfg.evaluation.confidence,
+            seed=self.seed,
+        )  # fmt: skip
+
+
+def flat(metrics: Metrics, intervals: dict[str, tuple[float, float]], warm: Metrics, prefix: str = "test") -> Metrics:
+    """A measurement as flat metrics: prefix/recall@20, and /low and /high where an interval is known."""
+    found = {f"{prefix}/{name}": value for name, value in metrics.items()}
+    for name, (low, high) in intervals.items():
+        found[f"{prefix}/{name}/low"], found[f"{prefix}/{name}/high"] = low, high
+    return found | {f"{prefix}/warm/{name}": value for name, value in warm.items()}
+
+
+def of(cfg: DictConfig) -> type[Retrieval] | type[Ranking]:
+    """Which of the two a configuration is about, by the class that its model names."""
+    target: Any = config.target(cfg.model)
+    return Ranking if isinstance(target, type) and issubclass(target, Ranker) else Retrieval
