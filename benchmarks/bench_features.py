@@ -39,7 +39,7 @@ from recsys.data.log import Log
 from recsys.data.rows import joined
 
 folder, tables = sys.argv[1:]
-pipeline = config.build(config.compose("+features=world").features)
+pipeline = config.build(config.compose("features=world").features)
 log = Log(
     "world", pl.scan_parquet(folder + "/day=*/*.parquet", hive_partitioning=False),
     users=pl.scan_parquet(tables + "/users.parquet"),
@@ -82,7 +82,7 @@ def kuairand(path: Path, repeats: int) -> dict[str, float]:
     """Fit and transform the whole log, in memory; then one request at a time."""
     log = readers.kuairand(path)
     rows = joined(log, log.events).collect()
-    pipeline: FeaturePipeline = config.build(config.compose("+features=kuairand").features)
+    pipeline: FeaturePipeline = config.build(config.compose("features=kuairand").features)
     fit, transform = [], []
     for _ in range(repeats):
         start = time.perf_counter()
