@@ -39,6 +39,8 @@ def test_defaults_compose_to_the_built_in_world() -> None:
         ("modell=als", "unknown key modell: did you mean model?"),
         ("evaluation.kk=[5]", "unknown key evaluation.kk: did you mean evaluation.k?"),
         ("sed=1", "unknown key sed: did you mean seed?"),
+        ("features=wrld", "unknown option features=wrld: did you mean world?"),
+        ("experiment=lightgcn", "unknown option experiment=lightgcn: did you mean lightgcn_gowalla?"),
     ],
 )
 def test_unknown_words_name_the_nearest(override: str, expected: str) -> None:
