@@ -1,9 +1,9 @@
 """XXH64, the same bits on CPU and GPU, and what feature hashing makes of the bits: buckets and signs.
 
-Yann Collet, "xxHash fast digest algorithm", the specification. An integer or boolean is hashed as the
-eight little-endian bytes of its int64 (uint64 where it is one), text as its UTF-8 bytes, binary as it is. Integers run
-in Numba, text in polars-hash, and on a GPU both in hashing.cu. Torch does no
-arithmetic on uint64: tensors of hashes are int64 that hold the bits of the unsigned numbers.
+Yann Collet, "xxHash fast digest algorithm", the specification. An integer or boolean is hashed as the eight
+little-endian bytes of its int64 (uint64 where it is one), text as its UTF-8 bytes, binary as it is. Integers run in
+Numba, text in polars-hash, and on a GPU both in hashing.cu. Torch does no arithmetic on uint64: tensors of hashes are
+int64 that hold the bits of the unsigned numbers.
 """
 
 from __future__ import annotations
