@@ -12,6 +12,9 @@ from recsys import config
 from recsys.evaluation.significance import paired_interval, seeds_interval
 from recsys.run import Run
 
+NORMAL = 1.96  # the 95% interval of a normal distribution, in standard errors
+RATIOS = {"log_loss": ("log_loss", "rows"), "calibration": ("predicted", "positives")}  # sums over users
+
 
 def compare(
     runs: Sequence[Run | Path | str],
@@ -30,8 +33,9 @@ def compare(
     Returns:
         label: the model, and the keys in which configurations of that model differ;
         metric; seeds: how many; value: the mean over seeds;
-        low, high: 95% interval: the bootstrap over users and, where seeds repeat, the t interval over
-            seeds, combined. With one seed it does not hold the variance of training;
+        low, high: 95% interval: the one over users (a bootstrap; normal for a ranker's auc, log_loss and calibration)
+            and, where seeds repeat, the t interval over seeds, combined; null where neither is known. With one seed
+            it does not hold the variance of training;
         share: of the log oracle's value, where the data has an answer key;
         difference, difference_low, difference_high: to the baseline, paired by user on the same
             resamples and by seed; its interval likewise.
@@ -114,12 +118,16 @@ def _row(
     return row
 
 
-def _ends(center: float, users_half: tuple[float, float], over_seeds: list[float]) -> tuple[float, float]:
-    """An interval that holds both what other users and what other seeds would change.
+def _ends(
+    center: float, users_half: tuple[float, float] | None, over_seeds: list[float]
+) -> tuple[float | None, float | None]:
+    """An interval that holds both what other users and what other seeds would change; none where neither is known.
 
     The two are independent, so their half-widths add in quadrature.
     """
-    below, above = users_half
+    if users_half is None and len(over_seeds) < 2:
+        return None, None
+    below, above = users_half or (0.0, 0.0)
     if len(over_seeds) > 1:
         _, low, _ = seeds_interval(over_seeds)
         seeds_half = center - low
@@ -127,12 +135,35 @@ def _ends(center: float, users_half: tuple[float, float], over_seeds: list[float
     return center - below, center + above
 
 
-def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float]:
-    """How far the bootstrap over users reaches below and above the mean, each user averaged over seeds."""
+def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float] | None:
+    """How far the interval over users reaches below and above the mean, each user averaged over seeds: by bootstrap
+    for means over users, for a ranker's ratios by what each user adds to their error; None where that is not known."""
+    if "@" not in metric:
+        mine = _influence(group, metric)
+        other = None if baseline is None else _influence(baseline, metric)
+        if mine is None or (baseline is not None and other is None):
+            return None
+        error = mine if other is None else mine.join(other, on="user_key", suffix="_other")
+        share = pl.col("share") if other is None else pl.col("share") - pl.col("share_other")
+        half = NORMAL * math.sqrt(float(error.select((share * share).sum()).item()))
+        return half, half
     ours = _user_means(group, metric)
     theirs = ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _user_means(baseline, metric)
     mean, low, high = paired_interval(ours, theirs)[metric]
     return mean - low, high - mean
+
+
+def _influence(group: list[Run], metric: str) -> pl.DataFrame | None:
+    """What each user adds to the error of a ranker's metric, averaged over seeds: user_key, share."""
+    if metric == "auc":
+        share = pl.col("auc_influence")
+    elif metric in RATIOS:
+        above, below = (pl.col(name) for name in RATIOS[metric])
+        share = (above - below * (above.sum() / below.sum())) / below.sum()
+    else:
+        return None
+    frames = [run.per_user.select("user_key", share=share.cast(pl.Float64)) for run in group]
+    return pl.concat(frames).group_by("user_key").mean().sort("user_key")
 
 
 def _user_means(group: list[Run], metric: str) -> pl.DataFrame:

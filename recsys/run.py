@@ -90,7 +90,13 @@ class Run:
 
     @cached_property
     def users(self) -> Vocabulary:
-        """User ids known by the test cut."""
+        """User ids known by the test cut.
+
+        Raises:
+            ValueError: the run holds a ranker.
+        """
+        if self.is_ranker:
+            raise ValueError(f"{self.path} cannot recommend: it holds a ranker, ask it to predict")
         return Vocabulary.load(self.path / tracking.USERS)
 
     @cached_property

@@ -95,6 +95,23 @@ def test_fewer_negatives_and_probabilities_put_right(finished: recsys.Run, tmp_p
     assert float(run.predict(rows).mean()) < 0.06
 
 
+def test_rankers_are_compared_user_by_user(finished: recsys.Run, tmp_path: Path) -> None:
+    other = train(config.compose("model=logistic", "model.table_lr=0.5", *SMALL), tmp_path / "run")
+    found = recsys.compare([finished, other])
+    rows = {row["metric"]: row for row in found.filter(pl.col("label").str.contains("0.5")).to_dicts()}
+    for metric in ("auc", "log_loss", "calibration"):
+        row = rows[metric]
+        assert row["difference"] == pytest.approx(other.metrics[f"test/{metric}"] - finished.metrics[f"test/{metric}"])
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+        # The interval over users is that of the run's own measurement, and a paired one is narrower than two.
+        low, high = (other.metrics[f"test/{metric}/{end}"] for end in ("low", "high"))
+        assert row["high"] - row["low"] == pytest.approx(high - low, rel=0.35)
+        assert row["difference_high"] - row["difference_low"] < 1.5 * (row["high"] - row["low"])
+    assert rows["grouped_auc"]["difference_low"] is None
+    same = recsys.compare([finished, finished], names=["one", "two"], metrics=["log_loss"])
+    assert same["difference_high"][1] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -118,6 +135,8 @@ def test_what_does_not_fit_is_one_line(words: tuple[str, ...], message: str, tmp
 def test_each_kind_of_run_says_what_it_cannot(finished: recsys.Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot recommend: Logistic is a ranker, ask it to predict"):
         finished.recommend([1])
+    with pytest.raises(ValueError, match="cannot recommend: it holds a ranker, ask it to predict"):
+        cli.COMMANDS["recommend"]([f"run={finished.path}", "users=1"])
     rows = pl.DataFrame({"user_id": [1, 2, 1, 3], "item_id": [7, 7, 8, 9], "timestamp": [1, 2, 3, 4]})
     words = "model=popularity", "split=random", "evaluation.k=[1]", "monitor=ndcg@1", f"hydra.run.dir={tmp_path / 'r'}"
     other = recsys.train(*words, data=rows)
