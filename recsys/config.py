@@ -151,14 +151,12 @@ def partial(node: DictConfig) -> Callable[..., Any]:
     from hydra.utils import instantiate
 
     where = node._get_full_key(None) or "configuration"
-    target = node.get("_target_")
-    if target is None:
-        raise ConfigError(f"{where} has no _target_ to build")
+    target(node)
     try:
         _check_targets(node, where)
         return instantiate(node, _partial_=True, _convert_="all")
-    except ImportError as error:
-        raise ConfigError(f"{where}._target_={target}: {_first_line(error)}") from error
+    except ImportError as error:  # of a nested node
+        raise ConfigError(f"{where}: {_first_line(error)}") from error
     except InstantiationException as error:
         # Hydra wraps what a constructor of a nested node raised; that is what there is to say.
         cause = error.__cause__ or error

@@ -195,9 +195,7 @@ class Ranking:
         Run.save_ranker(run_dir, self.model, self.pipeline)
 
     def _measured(self, rows: RowBatch, split: pl.DataFrame, num_replicates: int) -> calibration.Measured:
-        was_training = self.model.training
-        logits = self.negatives.correct_logits(score(self.model.eval(), rows))
-        self.model.train(was_training)
+        logits = self.negatives.correct_logits(score(self.model, rows))
         keys = torch.from_numpy(id_keys(split[USER_ID]).copy())
         return calibration.measure(
             logits, rows[LABEL], keys, num_replicates=num_replicates, confidence=self.cfg.evaluation.confidence,

@@ -171,10 +171,7 @@ class Numeric(Feature):
         self._sketch.add(values.clip(*self._clip))
 
     def finish(self) -> None:
-        seen = self._sketch.finish()
-        self._sketch = Sketch()
-        if not len(seen):
-            raise FeatureError(f"column {self.column!r} holds no finite value in the rows to fit on: leave it out")
+        seen, self._sketch = _distribution(self._sketch, str(self.column)), Sketch()
         low, high = self._clip
         if self.clip_quantiles is not None:
             low, high = seen.bounds(*self._quantiles)
@@ -264,10 +261,7 @@ class Buckets(Feature):
         if self.edges is not None:
             self.learned = torch.tensor([float(edge) for edge in self.edges], dtype=torch.float64)
             return
-        seen = self._sketch.finish()
-        self._sketch = Sketch()
-        if not len(seen):
-            raise FeatureError(f"column {self.column!r} holds no finite value in the rows to fit on: leave it out")
+        seen, self._sketch = _distribution(self._sketch, str(self.column)), Sketch()
         inner = [seen.quantile(i / self.num_buckets) for i in range(1, self.num_buckets)]
         self.learned = torch.tensor(sorted(set(inner)), dtype=torch.float64)
 
@@ -324,6 +318,14 @@ def log1p(x: Tensor) -> Tensor:
         series = series.mul_(z).add_(1 / n)
     log = series.mul_(s).mul_(2.0).add_(e.mul_(math.log(2)))
     return log.add_((x - (y - 1)).div_(y))
+
+
+def _distribution(sketch: Sketch, column: str) -> Distribution:
+    """What a sketch of a column saw; FeatureError where that was nothing."""
+    seen = sketch.finish()
+    if not len(seen):
+        raise FeatureError(f"column {column!r} holds no finite value in the rows to fit on: leave it out")
+    return seen
 
 
 def _interval(name: str, pair: Sequence[float | None] | None, least: float, most: float) -> tuple[float, float]:
