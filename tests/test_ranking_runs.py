@@ -95,6 +95,18 @@ def test_fewer_negatives_and_probabilities_put_right(finished: recsys.Run, tmp_p
     assert float(run.predict(rows).mean()) < 0.06
 
 
+def test_a_run_learns_the_order_of_each_users_rows(tmp_path: Path) -> None:
+    small = *SMALL, "world.num_users=100", "trainer.max_epochs=1", "evaluation.num_replicates=0"
+    words = "model=logistic", "model.loss=listwise", *small
+    run = train(config.compose("model.rank_weight=0.1", *words), tmp_path / "run")
+    assert run.metrics["test/auc"] > 0.5
+    assert 0.5 < run.metrics["test/calibration"] < 2  # bce stands beside it
+    rows = joined(config.build(run.config.data), config.build(run.config.data).events.head(5)).collect()
+    assert len(run.predict(rows)) == 5
+    with pytest.raises(ValueError, match="group=visit: loss=listwise needs a column of one index, choose from: user_i"):
+        train(config.compose("model.group=visit", *words), tmp_path / "other")
+
+
 def test_rankers_are_compared_user_by_user(finished: recsys.Run, tmp_path: Path) -> None:
     other = train(config.compose("model=logistic", "model.table_lr=0.5", *SMALL), tmp_path / "run")
     found = recsys.compare([finished, other])
@@ -116,7 +128,7 @@ def test_rankers_are_compared_user_by_user(finished: recsys.Run, tmp_path: Path)
     ("words", "message"),
     [
         (("model=logistic",), "is a ranker and needs columns: give features="),
-        (("model=als", "features=world"), "features are inputs of rankers, recsys.models.als.ALS is a retriever"),
+        (("model=als", "features=world"), "recsys.models.als.ALS uses no features: leave features out"),
         (("model=als", "negatives=0.5"), "negatives=0.5 is for rankers"),
         (("model=logistic", "features=world", "negatives=0"), "rate=0.0: expected"),
         (("model=logistic", "features=world", "monitor=recall"), "monitor=recall: did you mean|choose from"),

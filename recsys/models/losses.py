@@ -1,6 +1,9 @@
 """Losses of implicit feedback, as pure functions of logits. Each returns one value a positive: loss_B.
 
-Shapes in names: B positives of a batch, N negatives, I items.
+Those of rows with labels return one value a row, and those that compare rows of a group their mean.
+
+Shapes in names: B positives of a batch (or rows), N negatives, I items, G groups, P positive rows, Z pairs of a
+positive and a negative row.
 """
 
 from __future__ import annotations
@@ -69,3 +72,52 @@ def focal(logits_B: Tensor, label_B: Tensor, gamma: float = 2.0) -> Tensor:
     """The log loss times (1 - p)**gamma, p the probability of the row's own class (Lin et al. 2017)."""
     loss_B = log_loss(logits_B, label_B)
     return (-torch.expm1(-loss_B)).clamp(min=1e-30).pow(gamma) * loss_B
+
+
+def pairwise(logits_B: Tensor, label_B: Tensor, group_B: Tensor) -> Tensor:
+    """-log sigmoid(positive - negative), mean over all pairs of a positive and a negative row of one group: RankNet
+    (Burges et al. 2005). 0 where there are none.
+
+    label_B: above 0 is positive. group_B: int64, equal within a group. Memory goes with the pairs.
+    """
+    group_B = group_B.unique(return_inverse=True)[1]
+    positive_B = label_B > 0
+    order_B = (2 * group_B + positive_B).argsort(stable=True)  # group by group, negatives first
+    rows_G = group_B.bincount()
+    negatives_G = group_B[~positive_B].bincount(minlength=len(rows_G))
+    positive_P = positive_B.nonzero().squeeze(1)
+    count_P = negatives_G[group_B[positive_P]]
+    start_P = (rows_G.cumsum(0) - rows_G)[group_B[positive_P]] - (count_P.cumsum(0) - count_P)
+    positive_Z = positive_P.repeat_interleave(count_P)
+    place_Z = start_P.repeat_interleave(count_P) + torch.arange(len(positive_Z), device=start_P.device)
+    # index_select: on a CPU the gradient of brackets is summed by many threads in any order.
+    above_Z = logits_B.index_select(0, order_B[place_Z]) - logits_B.index_select(0, positive_Z)
+    return F.softplus(above_Z).sum() / max(len(above_Z), 1)
+
+
+def listwise(logits_B: Tensor, label_B: Tensor, group_B: Tensor) -> Tensor:
+    """-log softmax(logits of the group)[positive], mean over a group's positives, then over groups: ListNet with the
+    probability of the first place (Cao et al. 2007). 0 where no group counts.
+
+    Only groups with rows of both classes count: in others there is nothing to order. label_B: above 0 is positive.
+    group_B: int64, equal within a group.
+    """
+    group_B = group_B.unique(return_inverse=True)[1]
+    positive_B = label_B > 0
+    rows_G = group_B.bincount()
+    positives_G = group_B[positive_B].bincount(minlength=len(rows_G))
+    counts_G = (positives_G > 0) & (positives_G < rows_G)
+    weight_B = (positive_B & counts_G[group_B]).to(logits_B.dtype) / positives_G.clamp(min=1)[group_B]
+    zeros_G = logits_B.new_zeros(len(rows_G))
+    top_B = zeros_G.scatter_reduce(0, group_B, logits_B.detach(), "amax", include_self=False)[group_B]
+    below_B = logits_B - top_B
+    mass_G = zeros_G.index_add(0, group_B, below_B.exp())
+    loss_B = mass_G.log().index_select(0, group_B) - below_B
+    return (weight_B * loss_B).sum() / counts_G.sum().clamp(min=1)
+
+
+def pinball(prediction_B: Tensor, target_B: Tensor, quantile: float) -> Tensor:
+    """A miss from below costs the quantile, one from above 1 - quantile: least at the quantile of the target's
+    distribution (Koenker and Bassett 1978)."""
+    missed_B = target_B - prediction_B
+    return torch.maximum(quantile * missed_B, (quantile - 1) * missed_B)

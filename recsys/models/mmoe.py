@@ -28,9 +28,11 @@ class MMoE(Ranker):
 
     Tasks: "label", by the loss that `Ranker` is told, and "watch_seconds". `watch_loss` says what the logit of that is:
         squared: log(1 + seconds), by the squared error over all rows; its inverse is nearer a median than a mean.
+        quantile: the watch_quantile of log(1 + seconds) over all rows (Koenker and Bassett 1978); its inverse is that
+            of the seconds, for a quantile goes with every rising function.
         weighted_logistic: the log loss of the label in which a positive weighs its seconds; the odds exp(logit) are
             seconds of positives per negative, and so the expected seconds while positives are few.
-    `predict_seconds` says either in seconds.
+    `predict_seconds` says each in seconds.
     experts, towers: widths of the layers of each. label_weight, watch_weight: of the two losses in their sum.
     training: see `Ranker`.
     """
@@ -44,7 +46,8 @@ class MMoE(Ranker):
         experts: Sequence[int] = (64, 32),
         towers: Sequence[int] = (32,),
         dropout: float = 0.0,
-        watch_loss: Literal["squared", "weighted_logistic"] = "squared",
+        watch_loss: Literal["squared", "quantile", "weighted_logistic"] = "squared",
+        watch_quantile: float = 0.5,
         label_weight: float = 1.0,
         watch_weight: float = 0.1,
         **training: Any,
@@ -52,12 +55,15 @@ class MMoE(Ranker):
         super().__init__(columns, **training)
         if num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {num_experts}")
-        if watch_loss not in ("squared", "weighted_logistic"):
-            raise ValueError(f"watch_loss={watch_loss}: expected squared or weighted_logistic")
+        if watch_loss not in ("squared", "quantile", "weighted_logistic"):
+            raise ValueError(f"watch_loss={watch_loss}: expected squared, quantile or weighted_logistic")
+        if not 0 < watch_quantile < 1:
+            raise ValueError(f"watch_quantile must lie between 0 and 1, got {watch_quantile}")
         for name, weight in {"label_weight": label_weight, "watch_weight": watch_weight}.items():
             if not weight >= 0:
                 raise ValueError(f"{name} must not be below 0, got {weight}")
-        self.watch_loss, self.label_weight, self.watch_weight = watch_loss, label_weight, watch_weight
+        self.watch_loss, self.watch_quantile = watch_loss, watch_quantile
+        self.label_weight, self.watch_weight = label_weight, watch_weight
         self.fields = FieldEmbeddings(self.columns, embedding_dim)
         width = self.fields.width
         self.experts = nn.ModuleList(Dense(width, experts, dropout) for _ in range(num_experts))
@@ -83,6 +89,8 @@ class MMoE(Ranker):
         seconds_B = batch[WATCH].float()
         if self.watch_loss == "squared":
             loss_B = F.mse_loss(logits[WATCH], seconds_B.log1p(), reduction="none")
+        elif self.watch_loss == "quantile":
+            loss_B = losses.pinball(logits[WATCH], seconds_B.log1p(), self.watch_quantile)
         else:
             weight_B = torch.where(batch[LABEL] > 0, seconds_B, 1.0)
             loss_B = weight_B * losses.log_loss(logits[WATCH], batch[LABEL])
@@ -90,4 +98,4 @@ class MMoE(Ranker):
 
     def predict_seconds(self, logits: dict[str, Tensor]) -> Tensor:
         """The watch time that the logits mean, in seconds, float [B]."""
-        return logits[WATCH].expm1().clamp(min=0) if self.watch_loss == "squared" else logits[WATCH].exp()
+        return logits[WATCH].exp() if self.watch_loss == "weighted_logistic" else logits[WATCH].expm1().clamp(min=0)

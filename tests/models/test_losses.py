@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.evaluation import calibration
 from recsys.models import losses
 
 seeds = st.integers(0, 2**31 - 1)
@@ -185,3 +186,116 @@ def test_certain_logits_have_a_finite_loss_and_gradient(loss):
     loss_B.sum().backward()
     assert loss_B.tolist() == [0, 0, 200, 200]
     assert logits.grad.isfinite().all()
+
+
+# --- of rows in groups ---
+
+OF_GROUPS = [losses.pairwise, losses.listwise]
+
+
+def naive_pairwise(x, y, group):
+    pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if group[i] == group[j] and y[i] and not y[j]]
+    return np.mean([-np.log(sigmoid(x[i] - x[j])) for i, j in pairs]) if pairs else 0
+
+
+def naive_listwise(x, y, group):
+    found = []
+    for g in np.unique(group):
+        log_p, label = np.log(softmax(x[group == g])), y[group == g]
+        if 0 < label.sum() < len(label):
+            found.append(-(label / label.sum() * log_p).sum())
+    return np.mean(found) if found else 0
+
+
+def grouped_rows(seed, B, groups):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=B) * 3, rng.integers(2, size=B), rng.integers(-groups, groups, size=B)
+
+
+def value_and_gradient(loss, logits, label, group):
+    leaf = tensor(logits).requires_grad_()
+    found = loss(leaf, tensor(label), torch.tensor(group))
+    found.backward()
+    return found.item(), leaf.grad.numpy()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.integers(0, 25), st.integers(1, 5))
+def test_losses_of_groups_equal_their_definitions(seed, B, groups):
+    rows = grouped_rows(seed, B, groups)
+    for loss, naive in ((losses.pairwise, naive_pairwise), (losses.listwise, naive_listwise)):
+        assert value_and_gradient(loss, *rows)[0] == pytest.approx(naive(*rows), rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", OF_GROUPS)
+def test_gradients_of_groups_equal_differences(loss):
+    logits, label, group = grouped_rows(1, 12, 2)
+    _, gradient = value_and_gradient(loss, logits, label, group)
+    for b, step in enumerate(1e-6 * np.eye(12)):
+        ends = [value_and_gradient(loss, logits + sign * step, label, group)[0] for sign in (1, -1)]
+        assert gradient[b] == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("loss", OF_GROUPS)
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, B=st.integers(1, 25))
+def test_only_the_order_within_groups_counts(loss, seed, B):
+    """Not a constant added to a group, not the names of groups, not the order of the rows."""
+    logits, label, group = grouped_rows(seed, B, 2)
+    rng = np.random.default_rng(seed)
+    found, gradient = value_and_gradient(loss, logits, label, group)
+    shifted = logits + rng.normal(size=4)[group]
+    renamed, order = 1000 * rng.permutation(4)[group], rng.permutation(B)
+    for same in ((shifted, label, group), (logits, label, renamed)):
+        np.testing.assert_allclose(value_and_gradient(loss, *same)[1], gradient, atol=1e-12)
+        assert value_and_gradient(loss, *same)[0] == pytest.approx(found, rel=1e-10)
+    again = value_and_gradient(loss, logits[order], label[order], group[order])
+    assert again[0] == pytest.approx(found, rel=1e-10)
+    np.testing.assert_allclose(again[1], gradient[order], atol=1e-12)
+    for g in np.unique(group):
+        assert gradient[group == g].sum() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", OF_GROUPS)
+@pytest.mark.parametrize("B", [0, 3])
+def test_groups_of_one_class_are_zero_with_a_gradient(loss, B):
+    found, gradient = value_and_gradient(loss, np.ones(B), np.array([1, 1, 0])[:B], np.array([4, 4, 7])[:B])
+    assert found == 0
+    assert gradient.tolist() == [0] * B
+
+
+@pytest.mark.parametrize("loss", OF_GROUPS)
+def test_certain_orders_have_a_finite_loss_and_gradient(loss):
+    logits = torch.tensor([1000.0, 0.0, -1000.0, 0.0], requires_grad=True)
+    found = loss(logits, torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1]))
+    found.backward()
+    assert found.item() == 500
+    assert logits.grad.tolist() == [0, 0, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("loss", OF_GROUPS)
+def test_gradients_of_many_pairs_are_the_same_bits(loss):
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    label, group = (torch.arange(1000) % 2).float(), torch.zeros(1000, dtype=torch.int64)
+    gradients = [torch.autograd.grad(loss(logits, label, group), logits)[0] for _ in range(5)]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+# --- of amounts ---
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_pinball_equals_the_metric(quantile):
+    prediction, target = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss_B = losses.pinball(prediction, target, quantile)
+    assert loss_B.shape == (50,)
+    assert float(loss_B.mean()) == pytest.approx(calibration.pinball(prediction, target, quantile), rel=1e-12)
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_pinball_is_least_at_the_quantile(quantile):
+    target = torch.rand(999, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    constant = target.quantile(quantile)
+    least = losses.pinball(constant, target, quantile).mean()
+    for other in (constant - 0.01, constant + 0.01):
+        assert losses.pinball(other, target, quantile).mean() > least

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from recsys.models import losses
 from recsys.models.dcn import DCN, Cross
 from recsys.models.deepfm import DeepFM
 from recsys.models.dlrm import DLRM
@@ -324,9 +325,11 @@ def test_mmoe_equals_its_definition(task):
     assert_logits(model, reference, task)
 
 
-@pytest.mark.parametrize("watch_loss", ["squared", "weighted_logistic"])
+@pytest.mark.parametrize("watch_loss", ["squared", "quantile", "weighted_logistic"])
 def test_mmoe_loss_equals_its_definition(watch_loss):
-    model = MMoE(COLUMNS, watch_loss=watch_loss, label_weight=2.0, watch_weight=0.3, positive_weight=4.0)
+    model = MMoE(
+        COLUMNS, watch_loss=watch_loss, watch_quantile=0.8, label_weight=2.0, watch_weight=0.3, positive_weight=4.0
+    )
     batch = rows()
     z, w = torch.randn(B, dtype=torch.float64), torch.randn(B, dtype=torch.float64)
     total = 0.0
@@ -336,6 +339,9 @@ def test_mmoe_loss_equals_its_definition(watch_loss):
         total += 2.0 * (-4.0 * math.log(p) if y else -math.log(1 - p))
         if watch_loss == "squared":
             total += 0.3 * (float(w[b]) - math.log(1 + seconds)) ** 2
+        elif watch_loss == "quantile":
+            missed = math.log(1 + seconds) - float(w[b])
+            total += 0.3 * (0.8 * missed if missed > 0 else -0.2 * missed)
         else:
             total += 0.3 * (-seconds * math.log(q) if y else -math.log(1 - q))
     batch["label"] = batch["label"].double()
@@ -354,6 +360,54 @@ def test_odds_of_the_weighted_logistic_are_seconds():
     assert model.predict_seconds(logits)[0].item() == pytest.approx(30)
     squared = MMoE(COLUMNS).predict_seconds({"watch_seconds": torch.tensor([math.log(61), -3.0])})
     assert squared.tolist() == pytest.approx([60, 0], rel=1e-5)
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.7])
+def test_quantiles_of_the_logarithm_are_those_of_seconds(quantile):
+    """One constant logit: its loss falls up to the quantile and rises behind it."""
+    model = MMoE(COLUMNS, watch_loss="quantile", watch_quantile=quantile, label_weight=0.0, watch_weight=1.0)
+    seconds = torch.tensor([0.0, 0, 2, 5, 9, 20, 31, 60, 90, 300, 1000])
+    batch = {LABEL: torch.zeros(11), "watch_seconds": seconds}
+    found_losses = []
+    for found in seconds.unique():
+        logits = {LABEL: torch.zeros(11), "watch_seconds": found.log1p().expand(11)}
+        found_losses.append(model.compute_loss(logits, batch))
+        assert model.predict_seconds(logits)[0].item() == pytest.approx(found.item(), rel=1e-5)
+    least = seconds.unique()[torch.stack(found_losses).argmin()]
+    assert least == seconds.quantile(quantile, interpolation="nearest")
+    assert model.predict_seconds({"watch_seconds": torch.tensor([-3.0])}).item() == 0
+
+
+@pytest.mark.parametrize(("loss", "of_groups"), [("pairwise", losses.pairwise), ("listwise", losses.listwise)])
+def test_losses_of_groups_stand_beside_bce(loss, of_groups):
+    model = Logistic(COLUMNS, loss=loss, rank_weight=0.7, group="user_id", positive_weight=3.0)
+    assert model.batch_options == {"group": "user_id", "list_length": 8}
+    batch, logits = rows(), {LABEL: torch.randn(B, generator=torch.Generator().manual_seed(0))}
+    batch["user_id"] = torch.tensor([2, 2, 3, 3, 3, 0, 0, 1, 1])
+    batch[LABEL] = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1, 0])
+    bce = Logistic(COLUMNS, positive_weight=3.0).compute_loss(logits, batch)
+    known = slice(0, 5)  # the rest belong to padding and unknown: nobody that is known
+    expected = bce + 0.7 * of_groups(logits[LABEL][known], batch[LABEL][known], batch["user_id"][known])
+    torch.testing.assert_close(model.compute_loss(logits, batch), expected)
+
+
+def test_a_group_may_be_no_input():
+    columns = (*COLUMNS, Column("visit", "label", "int64", 9))
+    model = Logistic(columns, loss="pairwise", group="visit")
+    batch = rows() | {"visit": torch.tensor([2, 2, 2, 3, 3, 3, 4, 4, 4])}
+    assert "visit" not in [column.name for column in model.columns]
+    model.compute_loss(model(batch), batch).backward()
+    assert Logistic(columns).batch_options == {}
+
+
+@pytest.mark.parametrize("group", ["visit", "tags", "age", "length"])
+def test_what_cannot_be_a_group_is_named(group):
+    for loss in ("pairwise", "listwise"):
+        message = f"group={group}: loss={loss} needs a column of one index, choose from: item_id, user_id"
+        with pytest.raises(ValueError, match=message):
+            Logistic(COLUMNS, loss=loss, group=group)
+    with pytest.raises(ValueError, match="there is none"):
+        Logistic(COLUMNS[2:3], loss="listwise")
 
 
 def test_mmoe_needs_watch_seconds():
@@ -379,6 +433,10 @@ def test_mmoe_needs_watch_seconds():
         (MMoE, {"num_experts": 0}, "num_experts must be at least 1"),
         (MMoE, {"watch_loss": "hinge"}, "watch_loss=hinge"),
         (MMoE, {"watch_weight": -1.0}, "watch_weight must not be below 0"),
+        (MMoE, {"watch_quantile": 1.0}, "watch_quantile must lie between 0 and 1"),
+        (Logistic, {"loss": "lambda"}, "loss=lambda: expected bce, focal, pairwise or listwise"),
+        (Logistic, {"rank_weight": -1.0}, "rank_weight must not be below 0"),
+        (Logistic, {"list_length": 0}, "list_length must be at least 1, got 0"),
         (Logistic, {"lr": 0.0}, "lr must be above 0"),
     ],
     ids=lambda part: getattr(part, "__name__", None),
