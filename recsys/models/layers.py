@@ -63,14 +63,19 @@ class Lookups(nn.Module):
         if self.table is None:
             some = next(iter(batch.values()))
             return torch.zeros(len(some), 0, self.embedding_dim, device=some.device)
+        row_n, counts_BF = self.places(batch)
+        means: Tensor = _Means.apply(self.table, row_n, counts_BF.view(-1), self.scratch_R)
+        return means.view(*counts_BF.shape, self.embedding_dim)
+
+    def places(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The rows of the table that are looked up, int64 [n], row by row and in each field by field, and how many of
+        them each field has, int64 [B, F]."""
         idx_BT = torch.cat([batch[name].view(-1, w) for name, w in zip(self.fields, self.widths, strict=True)], 1)
         self._check(idx_BT)
         filled_BT = idx_BT != PADDING
         filled_BT[:, : self.num_single] = True
         counts_BF = torch.stack([part.sum(1) for part in filled_BT.split(self.widths, 1)], 1)
-        row_n = (idx_BT + self.starts_T)[filled_BT]
-        means: Tensor = _Means.apply(self.table, row_n, counts_BF.view(-1), self.scratch_R)
-        return means.view(*counts_BF.shape, self.embedding_dim)
+        return (idx_BT + self.starts_T)[filled_BT], counts_BF
 
     def _check(self, idx_BT: Tensor) -> None:
         """The tables lie end to end: an index too large would be another column's row."""
