@@ -28,10 +28,12 @@ def answer_key(
     """Metrics that only a synthetic world can give; none where the split has no cut in time.
 
     Returns:
-        oracle/recall@20 …: the log oracle, measured as the model was: the bound of logged metrics.
+        oracle/recall@20 …: the log oracle, measured as the model was: the bound of logged metrics where each user
+            has one query. Within sessions it knows the user and what is masked, but not what the visit is about:
+            a model may do better.
         utility/clicks@20, utility/watch_seconds@20 …: what one visit is expected to bring if the model's
             list is shown; best/clicks@20 …: likewise for the list by true relevance. Users of the test
-            queries, lists of the largest cut-off that a visit can hold and shorter.
+            queries, lists of the largest cut-off that a visit can hold and shorter. None within sessions.
     """
     world, cut = data.log.world, data.split.test_cut
     if world is None or cut is None:
@@ -44,7 +46,7 @@ def answer_key(
     metrics = {f"oracle/{name}": value for name, value in found.metrics.items()}
 
     cuts = [n for n in sorted(set(k)) if n <= min(world.max_depth, int(data.test.candidates.sum()))]
-    if not cuts:
+    if not cuts or data.queries != "users" or data.test.lists is not None:
         return metrics
     scorers = {
         "utility": model.scorer_with_fallback(),

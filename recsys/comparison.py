@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys import config
-from recsys.evaluation.significance import paired_interval, seeds_interval
+from recsys.evaluation.significance import key_columns, paired_interval, seeds_interval
 from recsys.run import Run
 
 NORMAL = 1.96  # the 95% interval of a normal distribution, in standard errors
@@ -37,12 +37,12 @@ def compare(
             and, where seeds repeat, the t interval over seeds, combined; null where neither is known. With one seed
             it does not hold the variance of training;
         share: of the log oracle's value, where the data has an answer key;
-        difference, difference_low, difference_high: to the baseline, paired by user on the same
-            resamples and by seed; its interval likewise.
+        difference, difference_low, difference_high: to the baseline, paired by query on the same
+            resamples of users and by seed; its interval likewise.
 
     Raises:
-        ValueError: no runs; runs on different data; a metric or the baseline is unknown; the message
-            names it.
+        ValueError: no runs; runs on different data or by different queries; a metric or the baseline is unknown; the
+            message names it.
     """
     found = [run if isinstance(run, Run) else Run(run) for run in runs]
     if not found:
@@ -50,6 +50,12 @@ def compare(
     for run in found[1:]:
         if run.manifest["data"]["fingerprint"] != found[0].manifest["data"]["fingerprint"]:
             raise ValueError(f"{run.path} was measured on other data than {found[0].path}")
+        asked, first = (each.manifest.get("queries", "users") for each in (run, found[0]))
+        if asked != first:
+            raise ValueError(f"{run.path} was measured by queries={asked}, {found[0].path} by queries={first}")
+        ranked, first = (each.manifest.get("candidates", "whole catalogue") for each in (run, found[0]))
+        if ranked != first:
+            raise ValueError(f"{run.path} ranked the {ranked}, {found[0].path} the {first}")
     groups: dict[str, list[Run]] = {}
     for run, label in zip(found, names or labels(found), strict=True):
         groups.setdefault(label, []).append(run)
@@ -136,8 +142,9 @@ def _ends(
 
 
 def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float] | None:
-    """How far the interval over users reaches below and above the mean, each user averaged over seeds: by bootstrap
-    for means over users, for a ranker's ratios by what each user adds to their error; None where that is not known."""
+    """How far the interval over users reaches below and above the mean, each query averaged over seeds: by a
+    bootstrap of users for means over queries, for a ranker's ratios by what each user adds to their error; None where
+    that is not known."""
     if "@" not in metric:
         mine = _influence(group, metric)
         other = None if baseline is None else _influence(baseline, metric)
@@ -147,8 +154,8 @@ def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tu
         share = pl.col("share") if other is None else pl.col("share") - pl.col("share_other")
         half = NORMAL * math.sqrt(float(error.select((share * share).sum()).item()))
         return half, half
-    ours = _user_means(group, metric)
-    theirs = ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _user_means(baseline, metric)
+    ours = _query_means(group, metric)
+    theirs = ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _query_means(baseline, metric)
     mean, low, high = paired_interval(ours, theirs)[metric]
     return mean - low, high - mean
 
@@ -166,6 +173,7 @@ def _influence(group: list[Run], metric: str) -> pl.DataFrame | None:
     return pl.concat(frames).group_by("user_key").mean().sort("user_key")
 
 
-def _user_means(group: list[Run], metric: str) -> pl.DataFrame:
-    frames = [run.per_user.select("user_key", pl.col(metric).cast(pl.Float64)) for run in group]
-    return pl.concat(frames).group_by("user_key").mean().sort("user_key")
+def _query_means(group: list[Run], metric: str) -> pl.DataFrame:
+    keys = key_columns(group[0].per_user)
+    frames = [run.per_user.select(*keys, pl.col(metric).cast(pl.Float64)) for run in group]
+    return pl.concat(frames).group_by(keys).mean().sort(keys)

@@ -180,9 +180,10 @@ class Interactions:
         timestamp = None if self.timestamp is None else self.timestamp[begin:end]
         return Interactions(self.indptr[start : stop + 1] - begin, self.item_idx[begin:end], self.num_items, timestamp)
 
-    def select(self, row: Tensor) -> Interactions:
-        """The given rows, in the given order, repeats allowed. row: int64 [B]."""
-        counts = self.row_counts()[row]
+    def select(self, row: Tensor, length: Tensor | None = None) -> Interactions:
+        """The given rows, in the given order, repeats allowed. row: int64 [B]; length: int64 [B], of each row only so
+        many pairs from its start."""
+        counts = self.row_counts()[row] if length is None else length
         indptr = torch.zeros(row.numel() + 1, dtype=torch.int64, device=self.device)
         indptr[1:] = torch.cumsum(counts, 0)
         total = int(indptr[-1])
@@ -212,6 +213,24 @@ class Interactions:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Prefixes:
+    """Rows that are beginnings of others: row q is the first length[q] pairs of row[q] of `pairs`. They are laid out a
+    block at a time, as together they can take far more room than what they are parts of."""
+
+    pairs: Interactions
+    row: Tensor  # int64 [Q]
+    length: Tensor  # int64 [Q]
+
+    def rows(self, start: int, stop: int) -> Interactions:
+        """Rows start..stop, laid out."""
+        return self.pairs.select(self.row[start:stop], self.length[start:stop])
+
+    def to(self, device: torch.device | str) -> Prefixes:
+        """The same rows on another device."""
+        return Prefixes(self.pairs.to(device), self.row.to(device), self.length.to(device))
+
+
 # What a retriever is given to score:
 # {"user_idx": int64 [B], "history": Interactions with B rows, "user_key": int64 [B]}.
 UserBatch = dict[str, Any]
@@ -219,25 +238,30 @@ UserBatch = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Whom to rank for and what counts: one row a user, as cut off at one moment.
+    """Whom to rank for and what counts: one row a user, as cut off at one moment; or several, each as of a moment of
+    its own.
 
-    history: positives before the cut; they are masked and leave the relevant set.
-    relevant: positives after it among the items known by the cut.
+    history: positives before that moment; they are masked and leave the relevant set.
+    relevant: positives from it on that count, among the items known by the cut.
     num_cold_relevant: how many further positives are items first seen after the cut. They can never
         be hit and still count in |R|.
     user_key: a number that belongs to the raw user id, so that ties and bootstrap weights follow the
         person and not the row.
     warm: whether the user had a positive in train.
     candidates: which items were known by the cut.
+    query_key: a number that belongs to the query, where a user may have several; None where users have one.
+    lists: the items that are ranked for each query, its relevant ones among them; None: all candidates.
     """
 
     user_idx: Tensor  # int64 [Q]; UNKNOWN for users first seen after the cut
     user_key: Tensor  # int64 [Q]
-    history: Interactions  # [Q rows]
+    history: Interactions | Prefixes  # [Q rows]; of blocks and single queries always Interactions
     relevant: Interactions  # [Q rows]
     num_cold_relevant: Tensor  # int64 [Q]
     warm: Tensor  # bool [Q]
     candidates: Tensor  # bool [I]; never the reserved indices
+    query_key: Tensor | None = None  # int64 [Q]
+    lists: Interactions | None = None  # [Q rows]
 
     def __len__(self) -> int:
         return self.user_idx.numel()
@@ -246,8 +270,13 @@ class Queries:
     def num_items(self) -> int:
         return self.candidates.numel()
 
+    @property
+    def seen(self) -> Interactions:
+        """The history, laid out."""
+        return self.history if isinstance(self.history, Interactions) else self.history.rows(0, len(self))
+
     def rows(self, start: int, stop: int) -> Queries:
-        """Queries start..stop, as views."""
+        """Queries start..stop, as views but for histories that are prefixes."""
         return Queries(
             self.user_idx[start:stop],
             self.user_key[start:stop],
@@ -256,6 +285,8 @@ class Queries:
             self.num_cold_relevant[start:stop],
             self.warm[start:stop],
             self.candidates,
+            None if self.query_key is None else self.query_key[start:stop],
+            None if self.lists is None else self.lists.rows(start, stop),
         )
 
     def blocks(self, size: int) -> Iterator[Queries]:
@@ -273,8 +304,10 @@ class Queries:
             self.num_cold_relevant.to(device),
             self.warm.to(device),
             self.candidates.to(device),
+            None if self.query_key is None else self.query_key.to(device),
+            None if self.lists is None else self.lists.to(device),
         )
 
     def batch(self) -> UserBatch:
         """What a retriever's `score` takes."""
-        return {"user_idx": self.user_idx, "history": self.history, "user_key": self.user_key}
+        return {"user_idx": self.user_idx, "history": self.seen, "user_key": self.user_key}

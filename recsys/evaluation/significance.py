@@ -128,6 +128,11 @@ def intervals(
     return percentile_ends(sums_MR, confidence)
 
 
+def key_columns(per_user: pl.DataFrame) -> list[str]:
+    """The columns of `Evaluation.per_user` that tell one row from another."""
+    return [name for name in ("user_key", "query_key") if name in per_user.columns]
+
+
 def paired_interval(
     a: pl.DataFrame,
     b: pl.DataFrame,
@@ -136,22 +141,26 @@ def paired_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float, float]]:
-    """The difference a - b of each shared metric between two runs, on the same resamples.
+    """The difference a - b of each shared metric between two runs, on the same resamples of users.
 
     Args:
-        a, b: `Evaluation.per_user` of two runs over the same queries, in any order.
+        a, b: `Evaluation.per_user` of two runs over the same queries, in any order. With a query_key a user may have
+            several rows, of one weight.
 
     Returns:
         {"recall@20": (difference, low, high), …}.
 
     Raises:
-        ValueError: the runs were not measured on the same users, or share no metric.
+        ValueError: the runs were not measured on the same queries, or share no metric.
     """
     metrics = [name for name in a.columns if "@" in name and name in b.columns]
     if not metrics:
         raise ValueError(f"the two runs share no metric: {a.columns} and {b.columns}")
-    a, b = (run.sort("user_key", maintain_order=True) for run in (a, b))
-    if not a["user_key"].equals(b["user_key"]):
+    keys = key_columns(a)
+    if keys != key_columns(b):
+        raise ValueError("a paired interval needs two runs by one protocol: one has several queries a user")
+    a, b = (run.sort(keys, maintain_order=True) for run in (a, b))
+    if not a.select(keys).equals(b.select(keys)):
         alone = sorted(set(a["user_key"].to_list()) ^ set(b["user_key"].to_list()))
         named = f"; user_key {alone[0]} is in one of them alone" if alone else ""
         raise ValueError(f"a paired interval needs two runs over the same users, got {len(a)} and {len(b)} rows{named}")

@@ -90,6 +90,29 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert abs(covered / trials - 0.8) < 4 * math.sqrt(0.8 * 0.2 / trials)
 
 
+def test_queries_of_one_user_are_resampled_together():
+    """Against a loop over replicates that draws users, and a pairing in any order."""
+    rng = np.random.default_rng(5)
+    user_key = keys(60).repeat_interleave(torch.from_numpy(rng.integers(1, 9, 60)))
+    values = np.repeat(rng.normal(size=60), torch.unique_consecutive(user_key, return_counts=True)[1].numpy())
+    frame = per_user(values, user_key).with_columns(query_key=pl.Series(rng.permutation(len(values))))
+    low, high = intervals(torch.from_numpy(values)[:, None], user_key, num_replicates=4000)[0].tolist()
+    of_user = frame.group_by("user_key").agg(pl.col("recall@5").sum(), pl.len()).sort("user_key")[:, 1:].to_numpy()
+    draws = of_user[rng.integers(0, 60, (4000, 60))].sum(1)
+    naive = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
+    assert [low, high] == pytest.approx(naive.tolist(), abs=0.08 * (high - low))
+    one_by_one = intervals(torch.from_numpy(values)[:, None], keys(len(values)), num_replicates=4000)[0].tolist()
+    assert high - low > 1.5 * (one_by_one[1] - one_by_one[0])
+
+    other = frame.with_columns(pl.col("recall@5") - 0.25).sample(fraction=1, shuffle=True, seed=1)
+    assert paired_interval(frame, other)["recall@5"] == pytest.approx((0.25, 0.25, 0.25), abs=1e-6)
+    with pytest.raises(ValueError, match="by one protocol"):
+        paired_interval(frame, other.drop("query_key"))
+    moved = other.with_columns(query_key=pl.when(pl.col("query_key") == 0).then(-1).otherwise("query_key"))
+    with pytest.raises(ValueError, match="over the same users"):
+        paired_interval(frame, moved)
+
+
 def test_a_paired_interval_is_narrower_and_joins_by_user():
     rng = np.random.default_rng(2)
     user_key = keys(500)
