@@ -23,7 +23,8 @@ recsys: a research lab for recommender systems
 
   recsys train [group=option] [key=value] [-m]   train and measure; `recsys train --help` lists the groups
   recsys resume run=DIR                          go on with a run that was stopped
-  recsys evaluate run=DIR [evaluation.k=[5,50]]  measure a finished run again
+  recsys evaluate run=DIR [evaluation.k=[5,50]] [queries=next_in_session]
+                                                 measure a finished run again
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
   recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
                                                  a synthetic world's log as Parquet by day; again: goes on
@@ -159,10 +160,10 @@ def _resume(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    options = _options([a for a in arguments if not a.startswith("evaluation.")], required=("run",))
+    changes = [a for a in arguments if a.startswith(("evaluation.", "queries=", "session=", "num_sampled="))]
+    options = _options([a for a in arguments if a not in changes], required=("run",))
     from recsys.training import evaluate
 
-    changes = [a for a in arguments if a.startswith("evaluation.")]
     _show_metrics(evaluate(Path(options["run"]), changes))
 
 
@@ -288,6 +289,8 @@ def _study(arguments: list[str]) -> None:
     if not any(a.startswith("model=") for a in chosen):
         chosen.append("model=als")
     cfg = config.compose(*chosen)
+    if cfg.queries != "users":
+        raise ValueError(f"queries={cfg.queries}: the study of collisions asks one query a user, leave it out")
     data = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed)
     items = len(data.items)
     numbers: list[int | None] = [None, *(max(items * share // 100, 2) for share in (1000, 200, 100, 50, 25, 10))]
@@ -372,8 +375,13 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
             rows.append([f"expected {metric}", f"{value:.4f}", "", f"{value / best:.1%} of {best:.4f}", ""])
     # A column that has nothing to say in any row (no answer key, no intervals) is left out.
     shown = [c for c in range(len(columns)) if any(row[c] for row in rows)]
+    title = f"{metrics.get('candidates', 'whole catalogue')} ranked"
+    if "test/log_loss" in metrics:
+        title = "rows as shown"
+    elif metrics.get("queries") == "next_in_session":
+        title = f"next in session, {title}"
     _print_table(
-        "test, rows as shown" if "test/log_loss" in metrics else "test, whole catalogue ranked",
+        f"test, {title}",
         [columns[c] for c in shown],
         [[row[c] for c in shown] for row in rows],
     )

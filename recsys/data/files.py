@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -162,6 +162,33 @@ def read_rows(
     if rows.frame.is_empty():
         raise DataError(f"{path}: no rows")
     return rows, tuple(files)
+
+
+def read_fields(path: str | Path, names: Sequence[str], least: int | None = None) -> Rows:
+    """Lines of fields without a header, white space between them, as rows of text under the given names.
+
+    Args:
+        least: how many fields there must be, of the names in their order; None: all. Every line has as many as the
+            first.
+
+    Errors about a row name the line it came from.
+    """
+    file = Path(path).expanduser()
+    check_readable(file)
+    lazy = pl.scan_lines(file, name="line").with_row_index("number", offset=1)
+    fields = pl.col("line").str.extract_all(r"\S+").alias("fields")
+    lines = collect(file, lazy.select("number", fields).filter(pl.col("fields").list.len() > 0))
+    if lines.is_empty():
+        raise DataError(f"{file}: no rows")
+    counts = lines["fields"].list.len()
+    wanted = min(max(counts[0], len(names) if least is None else least), len(names))
+    wrong = counts != wanted
+    if wrong.any():
+        row = wrong.arg_max()
+        what = f"line {lines['number'][row]} has {counts[row]} fields, wanted {', '.join(names[:wanted])}"
+        raise DataError(f"{file}: {what}")
+    columns = [pl.col("fields").list.get(at).alias(name) for at, name in enumerate(names[:wanted])]
+    return Rows(lines.select(columns), [str(file)], [lines.height], text=True, numbers=lines["number"])
 
 
 def read_lines(path: str | Path) -> tuple[Rows, int, Path]:

@@ -33,6 +33,8 @@ class Log:
     world: the answer key, when the log is synthetic.
     past: positives from before the log (user_id, item_id, timestamp), for histories only: never split, trained on or
         counted.
+    candidates: which items (user_id, item_id) are ranked for each user of the test part, beside the user's positives;
+        None: the whole catalogue.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Log:
     counts: dict[str, Any] = field(default_factory=dict)
     world: World | None = None
     past: pl.LazyFrame | None = None
+    candidates: pl.LazyFrame | None = None
 
 
 def make_log(
@@ -59,12 +62,16 @@ def make_log(
     k_core: int = 0,
     start: str | datetime | None = None,
     end: str | datetime | None = None,
+    candidates: pl.DataFrame | None = None,
 ) -> Log:
     """Drop duplicates, apply the filters in the order threshold, window, k-core, and count what left."""
     counts = {"rows_read": events.height, **counts}
+    events, test, candidates = _same_ids(name, {"train": events, "test": test, "candidates": candidates}, files)
+    if candidates is not None:
+        candidates = candidates.select(USER_ID, ITEM_ID).unique(maintain_order=True)
+        counts["candidates"] = candidates.height
     if test is not None:
         counts["test_rows_read"] = test.height
-        events, test = _same_ids(name, events, test, files)
         before = test.height
         test = distinct(test)
         counts["test_duplicate_rows"] = before - test.height
@@ -96,7 +103,8 @@ def make_log(
     counts["positives"] = positives.height
     counts["users"], counts["items"] = events[USER_ID].n_unique(), events[ITEM_ID].n_unique()
     counts["one_interaction_users"] = int((positives[USER_ID].unique_counts() == 1).sum())
-    return Log(name, events.lazy(), None if test is None else test.lazy(), users, items, files, counts)
+    test_rows, pairs = (None if part is None else part.lazy() for part in (test, candidates))
+    return Log(name, events.lazy(), test_rows, users, items, files, counts, candidates=pairs)
 
 
 def moment(value: str | date, name: str) -> datetime:
@@ -158,19 +166,19 @@ def _json(column: pl.Series) -> pl.Series:
     return column.to_frame("value").select(pl.struct("value").struct.json_encode())["value"]
 
 
-def _same_ids(
-    name: str, events: pl.DataFrame, test: pl.DataFrame, files: tuple[Path, ...]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Train and test with one type of id. Integers recognised in text go back to the very same text."""
+def _same_ids(name: str, parts: dict[str, pl.DataFrame | None], files: tuple[Path, ...]) -> list[Any]:
+    """The parts with one type of id. Integers recognised in text go back to the very same text."""
     text = bool(files) and format_of(files[0]) not in ("Parquet", "NDJSON")
+    there = {part: frame for part, frame in parts.items() if frame is not None}
     for role in (USER_ID, ITEM_ID):
-        here, there = events[role].dtype, test[role].dtype
-        if here != there:
-            if not text:
-                raise DataError(f"{name}: {role} is {here} in train and {there} in test; convert one of them")
-            as_text = pl.col(role).cast(pl.String)
-            events, test = events.with_columns(as_text), test.with_columns(as_text)
-    return events, test
+        types = {part: frame[role].dtype for part, frame in there.items()}
+        (one, first), *others = types.items()
+        for other, dtype in others:
+            if dtype != first and not text:
+                raise DataError(f"{name}: {role} is {first} in {one} and {dtype} in {other}; convert one of them")
+        if len(set(types.values())) > 1:
+            there = {part: frame.with_columns(pl.col(role).cast(pl.String)) for part, frame in there.items()}
+    return [there.get(part) for part in parts]
 
 
 def _k_core(events: pl.DataFrame, k: int) -> pl.DataFrame:

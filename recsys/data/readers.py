@@ -1,4 +1,5 @@
-"""Logs in: any table, MovieLens, KuaiRand, adjacency lists, a DataFrame, the world. Each reader returns a `Log`.
+"""Logs in: any table, MovieLens, KuaiRand, adjacency lists, sequences, NCF's files, a DataFrame, the world. Each reader
+returns a `Log`.
 
 Files are scanned lazily and only the columns that are named are read. Rows that agree in every column read
 are one row: the others are counted and dropped.
@@ -16,8 +17,9 @@ import polars as pl
 
 from recsys.data import checks
 from recsys.data import kuairand as layout
+from recsys.data import ncf as ncf_layout
 from recsys.data.checks import DataError, Rows, nearest
-from recsys.data.files import read_lines, read_rows
+from recsys.data.files import read_fields, read_lines, read_rows
 from recsys.data.log import Log, make_log
 from recsys.data.movielens import RATING, read_layout
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
@@ -40,6 +42,7 @@ def table(
     path: str | Path,
     *,
     test: str | Path | None = None,
+    candidates: str | Path | None = None,
     columns: Mapping[str, str | None] | None = None,
     keep: list[str] | None = None,
     label_threshold: float | None = None,
@@ -60,6 +63,8 @@ def table(
 
     Args:
         test: the test part in files of the same kind, for split=given.
+        candidates: likewise a table of user_id and item_id: what is ranked for each user of the test part beside the
+            user's positives, in place of the whole catalogue.
         columns: names of user_id, item_id, timestamp and label in the files. A user_id, item_id or timestamp
             left out is looked for under its usual names; a label is only read where it is named.
         keep: further columns to keep.
@@ -85,6 +90,12 @@ def table(
         test_rows, test_found, test_files = _table_rows(test, names, kept, separator)
         held_out = _typed(test_rows, test_found, kept, label_threshold, timestamp_unit, timestamp_format)
         files += test_files
+    listed = None
+    if candidates is not None:
+        ids = {role: names.get(role) for role in (USER_ID, ITEM_ID)}
+        listed_rows, listed_found, listed_files = _table_rows(candidates, ids, [], separator)
+        listed = _typed(listed_rows, {role: listed_found[role] for role in ids}, [])
+        files += listed_files
     users, items = (
         _features(features, id_name, role, time_name, separator)
         for features, id_name, role, time_name in (
@@ -94,7 +105,7 @@ def table(
     )
     return make_log(
         Path(path).stem, events, held_out, users, items, files, {"columns": found},
-        keep_negatives=keep_negatives, k_core=k_core, start=start, end=end,
+        keep_negatives=keep_negatives, k_core=k_core, start=start, end=end, candidates=listed,
     )  # fmt: skip
 
 
@@ -239,6 +250,43 @@ def adjacency(train: str | Path, test: str | Path) -> Log:
     counts = {"lines_without_items": sum(bare for _, bare, _ in parts)}
     files = tuple(file for _, _, file in parts)
     return make_log(Path(train).resolve().parent.name, events, held_out, None, None, files, counts)
+
+
+def sequences(path: str | Path, *, k_core: int = 0) -> Log:
+    """Lines "user item", each user's in order of time, as published with SASRec (Kang and McAuley, ICDM 2018).
+
+    The timestamp is the number of the row, in microseconds: it orders a user's items and says nothing between users.
+
+    Raises:
+        DataError: anything wrong with the file.
+    """
+    rows = read_fields(path, (USER_ID, ITEM_ID))
+    events = _typed(rows, {USER_ID: USER_ID, ITEM_ID: ITEM_ID}, [])
+    events = events.with_columns(pl.int_range(pl.len()).cast(checks.UTC).alias(TIMESTAMP))
+    files = (Path(path).expanduser(),)
+    return make_log(Path(path).stem, events, None, None, None, files, {}, k_core=k_core)
+
+
+def ncf(path: str | Path, name: str, *, candidates: bool = True) -> Log:
+    """The three files of a data set as published with NCF (He et al., WWW 2017): NAME.train.rating, NAME.test.rating
+    and NAME.test.negative, the 99 items that each test pair is ranked among. Rows of train rated 0 are left out.
+
+    Args:
+        path: the folder.
+        name: of the data set: ml-1m or pinterest-20.
+        candidates: False ranks the whole catalogue.
+
+    Raises:
+        DataError: a file is missing or has a malformed line.
+    """
+    train, test, listed, files = ncf_layout.read_layout(Path(path), name)
+    found = {role: role for role in (USER_ID, ITEM_ID, TIMESTAMP) if role in train.frame.columns}
+    events = _typed(train, found | {LABEL: ncf_layout.RATING}, [], threshold=1.0, unit="s")
+    held_out = _typed(test, {role: role for role in found if role in test.frame.columns}, [], unit="s")
+    pairs = _typed(listed, {USER_ID: USER_ID, ITEM_ID: ITEM_ID}, []) if candidates else None
+    return make_log(
+        name, events, held_out, None, None, files, {}, keep_negatives=False, candidates=pairs
+    )  # fmt: skip
 
 
 def world(world: World, *, stream: bool = False) -> Log:

@@ -44,14 +44,15 @@ _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's tempo
 class Evaluation:
     """What one pass over the queries measured.
 
-    metrics: {"recall@20": 0.18, …}, means over the users with at least one relevant item.
+    metrics: {"recall@20": 0.18, …}, means over the queries with at least one relevant item.
     intervals: the same keys, (low, high) by bootstrap over users; empty with num_replicates=0.
     warm: the same keys over warm users alone, cold items left out of their relevant set; empty when no
         warm user has a relevant item.
-    per_user: one row an evaluated query: user_idx, user_key, num_relevant, warm, and a Float32 column a
-        metric.
-    counts: queries (evaluated), warm_queries, empty_relevant (users left out), cold_relevant (items),
-        cold_users (evaluated and unseen in train), candidates, k_beyond_catalogue (how many cut-offs).
+    per_user: one row an evaluated query: user_idx, user_key, num_relevant, warm, query_key where users have several
+        queries, and a Float32 column a metric.
+    counts: queries (evaluated), warm_queries, empty_relevant (queries left out), cold_relevant (items),
+        cold_users (evaluated and unseen in train), candidates, k_beyond_catalogue (how many cut-offs); where the
+        queries bring lists, list_shortest and list_longest.
     seconds: of the whole evaluation.
     """
 
@@ -109,7 +110,8 @@ def evaluate(
     confidence: float = 0.95,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Rank the whole catalogue for every query and measure every metric at every K in the same pass.
+    """Rank the whole catalogue (or the list of each query that brings one) and measure every metric at every K in the
+    same pass.
 
     Args:
         score, memory_bytes, device, progress: as in `rank`.
@@ -152,8 +154,9 @@ def evaluate(
     if counts["queries"] == 0:
         raise ValueError(f"none of {len(queries)} queries has a relevant item: there is nothing to measure")
     keys = names(cuts)
-    user_idx, user_key, num_relevant, warm, values = map(torch.cat, zip(*columns, strict=True))
+    user_idx, user_key, num_relevant, warm, values, *query_key = map(torch.cat, zip(*columns, strict=True))
     per_user = {"user_idx": user_idx, "user_key": user_key, "num_relevant": num_relevant, "warm": warm}
+    per_user |= dict(zip(("query_key",), query_key, strict=False))
     per_user |= dict(zip(keys, values.T.contiguous(), strict=True))
     metrics = (total / counts["queries"]).tolist()
     warm_metrics = (warm_total / counts["warm_queries"]).tolist() if counts["warm_queries"] else []
@@ -163,7 +166,7 @@ def evaluate(
         intervals={key: (low, high) for key, (low, high) in zip(keys, ends, strict=False)},
         warm=dict(zip(keys, warm_metrics, strict=False)),
         per_user=pl.DataFrame({name: column.numpy() for name, column in per_user.items()}),
-        counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(beyond)},
+        counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(beyond)} | _list_lengths(queries),
         seconds=time.perf_counter() - began,
     )
 
@@ -175,7 +178,7 @@ class _Measured(NamedTuple):
     warm_sum_M: Tensor
     replicate_sums: Tensor  # [M + 1, R]
     counts: dict[str, int]
-    columns: tuple[Tensor, ...]  # user_idx, user_key, num_relevant, warm and float32 [users, M]
+    columns: tuple[Tensor, ...]  # user_idx, user_key, num_relevant, warm, float32 [queries, M] and any query_key
 
 
 def _measured(
@@ -188,7 +191,8 @@ def _measured(
     keep = num_relevant > 0
     warm = part.warm & (num_known > 0)
     values, user_key = measure(hits[keep], num_relevant[keep], cuts), part.user_key[keep]
-    columns = (part.user_idx[keep], user_key, num_relevant[keep], part.warm[keep], values.float())
+    columns = [part.user_idx[keep], user_key, num_relevant[keep], part.warm[keep], values.float()]
+    columns += [] if part.query_key is None else [part.query_key[keep]]
     return _Measured(
         sum_M=values.sum(0).cpu(),
         warm_sum_M=measure(hits[warm], num_known[warm], cuts).sum(0).cpu(),
@@ -202,6 +206,13 @@ def _measured(
         },
         columns=tuple(column.cpu() for column in columns),
     )
+
+
+def _list_lengths(queries: Queries) -> dict[str, int]:
+    if queries.lists is None:
+        return {}
+    length_Q = queries.lists.row_counts()
+    return {"list_shortest": int(length_Q.min()), "list_longest": int(length_Q.max())}
 
 
 def _cut_offs(k: Sequence[int]) -> list[int]:
@@ -292,7 +303,12 @@ def _list(score: Scorer, rows: Queries, k: int, seed: int, never: Tensor, mask_h
         scores_BI = scores_BI.clone()
     if not scores_BI.T.is_contiguous():
         scores_BI = scores_BI.contiguous()
-    row, item = rows.history.row_idx(), rows.history.item_idx
+    if rows.lists is not None:
+        row, item = rows.lists.row_idx(), rows.lists.item_idx
+        listed_Z = scores_BI[row, item]
+        scores_BI = torch.full_like(scores_BI, NEVER)
+        scores_BI[row, item] = listed_Z
+    row, item = rows.seen.row_idx(), rows.seen.item_idx
     if not mask_history:
         row, item = row[:0], item[:0]
     lent, lent_seen = scores_BI[:, never], scores_BI[row, item]
@@ -315,7 +331,7 @@ def _relevant(part: Queries, mask_history: bool) -> tuple[Tensor, Tensor]:
     """Sorted keys row * I + item of the relevant items, and how many each row has, int64 [rows]."""
     key = (part.relevant.row_idx() * part.num_items + part.relevant.item_idx).sort().values
     if mask_history and len(key):
-        seen = part.history.row_idx() * part.num_items + part.history.item_idx
+        seen = part.seen.row_idx() * part.num_items + part.seen.item_idx
         place = torch.searchsorted(key, seen).clamp(max=len(key) - 1)
         dropped = torch.zeros_like(key, dtype=torch.bool)
         dropped[place[key[place] == seen]] = True

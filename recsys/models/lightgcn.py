@@ -3,7 +3,7 @@
 He, Deng, Wang, Li, Zhang & Wang, "LightGCN: Simplifying and Powering Graph Convolution Network for
 Recommendation" (SIGIR 2020, arXiv 2002.02126).
 Shapes in names: U users, I items, Z training pairs, B positives of a step, N negatives, M item rows of a step,
-T tries of a draw, D embedding dim.
+D embedding dim.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from recsys.models.als import csr, per_pair, with_values
 from recsys.models.base import Retriever
 from recsys.schema import NUM_RESERVED, Interactions, Schema, UserBatch
 
-TRIES = 4  # draws of a bpr negative, of which the first that is no positive of the user is taken
-
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -33,7 +31,7 @@ class Graph:
 
     users_UI: Tensor
     items_IU: Tensor
-    edge_Z: Tensor  # every edge as one number, ascending
+    pairs: draws.Unobserved
 
     @classmethod
     def of(cls, interactions: Interactions) -> Graph:
@@ -49,21 +47,16 @@ class Graph:
         return cls(
             normalised(interactions, scale_U, scale_I),
             normalised(interactions.transpose(), scale_I, scale_U),
-            torch.sort(interactions.row_idx() * interactions.num_items + interactions.item_idx).values,
+            draws.Unobserved(interactions),
         )
-
-    def has_edge(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
-        """Whether each pair is an edge: bool, of the shape that the two broadcast to."""
-        edge = user_idx * self.users_UI.shape[1] + item_idx
-        place = torch.searchsorted(self.edge_Z, edge).clamp_(max=len(self.edge_Z) - 1)
-        return self.edge_Z[place] == edge
 
     def propagate(self, users_UD: Tensor, items_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
         """The mean of layers 0..num_layers, layer k + 1 being the graph times layer k. Carries no gradient."""
         # By Horner's rule, E + A (E + A (E + ...)), which keeps one layer at a time and not all of them.
         x_UD, y_ID = users_UD, items_ID
-        for _ in range(num_layers):
-            x_UD, y_ID = torch.addmm(users_UD, self.users_UI, y_ID), torch.addmm(items_ID, self.items_IU, x_UD)
+        with torch.autocast(users_UD.device.type, enabled=False):  # no sparse product has bfloat16 everywhere
+            for _ in range(num_layers):
+                x_UD, y_ID = torch.addmm(users_UD, self.users_UI, y_ID), torch.addmm(items_ID, self.items_IU, x_UD)
         return x_UD / (num_layers + 1), y_ID / (num_layers + 1)
 
 
@@ -91,8 +84,8 @@ class LightGCN(Retriever):
     Scoring needs no graph: the propagated tables are buffers, as of the last `eval()`, where they are derived anew
     if the training set was observed. So a model that goes back to training needs `eval()` before it scores.
 
-    loss: bpr, as in the paper: its negatives are uniform over the items that are no positive of the user (should
-        all TRIES draws be positives, one of them stands). softmax: sampled over uniform draws that the batch shares,
+    loss: bpr, as in the paper: its negatives are uniform over the items that are no positive of the user (see
+        `negatives.Unobserved`). softmax: sampled over uniform draws that the batch shares,
         with logQ correction.
     num_negatives: with bpr the draws a positive, with softmax those of a step. None: 1 with bpr, 1024 with softmax.
     weight_decay: weight_decay / 2 * |row|**2, of the layer-0 rows of the batch's users, positives and bpr negatives,
@@ -187,7 +180,7 @@ class LightGCN(Retriever):
         if self.interactions is None:
             raise ValueError("there is no training set: call observe(interactions) first")
         device = self.user_table.device
-        if self._graph is None or self._graph.edge_Z.device != device:
+        if self._graph is None or self._graph.pairs.pair_Z.device != device:
             self._graph = Graph.of(self.interactions.to(device))
         return self._graph
 
@@ -237,8 +230,4 @@ class LightGCN(Retriever):
         """Negatives of a step, flat: N for each positive in turn (bpr), or N that all share (softmax)."""
         if self.loss == "softmax":
             return draws.draw_uniform((self.num_negatives,), self.schema.num_items, generator)
-        size = (TRIES, len(user_B), self.num_negatives)
-        drawn_TBN = draws.draw_uniform(size, self.schema.num_items, generator)
-        free_TBN = ~self.graph.has_edge(user_B[:, None], drawn_TBN)
-        first_1BN = free_TBN.byte().argmax(0, keepdim=True)
-        return drawn_TBN.gather(0, first_1BN).flatten()
+        return self.graph.pairs.draw(user_B, self.num_negatives, generator).flatten()

@@ -13,7 +13,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-from recsys.schema import NUM_RESERVED
+from recsys.schema import NUM_RESERVED, Interactions
+
+TRIES = 4  # draws of an item that is no positive, of which the first that is none is taken
 
 
 def seed_of(seed: int, step: int) -> int:
@@ -73,3 +75,30 @@ def draw_in_batch(item_idx_B: Tensor, size: tuple[int, ...], generator: torch.Ge
     """Items of the batch itself, each place equally likely: int64 of the given size."""
     place = torch.randint(item_idx_B.numel(), size, generator=generator, device=generator.device)
     return item_idx_B[place]
+
+
+class Unobserved:
+    """Items that are no positive of the user, uniform: of TRIES draws the first such one; should all be positives, one
+    of them stands.
+
+    Shapes in names: Z training pairs, T tries.
+    """
+
+    def __init__(self, interactions: Interactions) -> None:
+        """interactions: rows are user_idx; draws are made on their device."""
+        self.num_items = interactions.num_items
+        # Every pair as one number, ascending.
+        self.pair_Z = torch.sort(interactions.row_idx() * self.num_items + interactions.item_idx).values
+
+    def observed(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        """Whether each pair is a positive: bool, of the shape that the two broadcast to."""
+        pair = user_idx * self.num_items + item_idx
+        place = torch.searchsorted(self.pair_Z, pair).clamp_(max=len(self.pair_Z) - 1)
+        return self.pair_Z[place] == pair
+
+    def draw(self, user_idx_B: Tensor, num_negatives: int, generator: torch.Generator) -> Tensor:
+        """Negatives of each user, int64 [B, N]."""
+        drawn_TBN = draw_uniform((TRIES, len(user_idx_B), num_negatives), self.num_items, generator)
+        free_TBN = ~self.observed(user_idx_B[:, None], drawn_TBN)
+        first_1BN = free_TBN.byte().argmax(0, keepdim=True)
+        return drawn_TBN.gather(0, first_1BN)[0]

@@ -47,7 +47,9 @@ def reference(scores, queries, ks, seed, mask_history=True):
     users, warm_users = [], []
     for row in range(len(queries)):
         seen = set(queries.history.rows(row, row + 1).item_idx.tolist()) if mask_history else set()
-        allowed = [bool(ok) and i not in seen for i, ok in enumerate(queries.candidates)]
+        lists = queries.lists
+        listed = range(len(scores[row])) if lists is None else lists.rows(row, row + 1).item_idx.tolist()
+        allowed = [bool(ok) and i not in seen and i in listed for i, ok in enumerate(queries.candidates)]
         relevant = set(queries.relevant.rows(row, row + 1).item_idx.tolist()) - seen
         key = int(queries.user_key[row])
         items = best_items(scores[row], max(ks), seed, key, allowed)
@@ -67,8 +69,8 @@ def reference(scores, queries, ks, seed, mask_history=True):
     return mean(users), mean(warm_users), users
 
 
-def make_queries(rng, num_queries, num_items, *, history=4, relevant=4, cold=1, candidates=0.9):
-    """Random queries; history and relevant overlap, some users have neither."""
+def make_queries(rng, num_queries, num_items, *, history=4, relevant=4, cold=1, candidates=0.9, listed=None):
+    """Random queries; history and relevant overlap, and either with the list, some users have none of them."""
 
     def pairs(mean):
         count = rng.poisson(mean, num_queries)
@@ -89,6 +91,7 @@ def make_queries(rng, num_queries, num_items, *, history=4, relevant=4, cold=1, 
         num_cold_relevant=torch.from_numpy(rng.poisson(cold, num_queries)),
         warm=torch.from_numpy(rng.random(num_queries) < 0.7),
         candidates=known,
+        lists=None if listed is None else pairs(listed),
     )
 
 

@@ -28,10 +28,14 @@ from recsys.schema import Interactions, Queries
     density=st.sampled_from([0, 1, 8]),
     mask_history=st.booleans(),
     memory_bytes=st.sampled_from([1, 2**20, None]),
+    listed=st.sampled_from([None, 2, 20]),
 )
-def test_evaluation_equals_the_reference(seed, num_queries, num_items, levels, ks, density, mask_history, memory_bytes):
+def test_evaluation_equals_the_reference(
+    seed, num_queries, num_items, levels, ks, density, mask_history, memory_bytes, listed
+):
     rng = np.random.default_rng(seed)
-    queries = make_queries(rng, num_queries, num_items, history=density, relevant=density, cold=0.3 * density)
+    size = {"history": density, "relevant": density, "cold": 0.3 * density, "listed": listed}
+    queries = make_queries(rng, num_queries, num_items, **size)
     scores = torch.from_numpy(rng.integers(0, levels, (num_queries, num_items)).astype(np.float32))
     scores[torch.from_numpy(rng.random(scores.shape) < 0.02)] = -math.inf
     metrics, warm, users = reference(scores, queries, sorted(set(ks)), seed, mask_history)
@@ -46,6 +50,8 @@ def test_evaluation_equals_the_reference(seed, num_queries, num_items, levels, k
     assert found.counts["queries"] == len(users)
     assert found.counts["empty_relevant"] == num_queries - len(users)
     assert found.counts["cold_relevant"] == int(queries.num_cold_relevant.sum())
+    if listed is not None:
+        assert found.counts["list_longest"] == int(queries.lists.row_counts().max())
     for row, expected in zip(found.per_user.iter_rows(named=True), users, strict=True):
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 

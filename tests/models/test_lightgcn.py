@@ -66,7 +66,7 @@ def test_propagation_is_the_mean_of_dense_layers(pairs, num_layers):
 def test_the_gradient_is_that_of_autograd(pairs):
     """Of both inputs, through autograd's own rule for the dense product, in float64."""
     graph = Graph.of(pairs)
-    graph = Graph(graph.users_UI.double(), graph.items_IU.double(), graph.edge_Z)
+    graph = Graph(graph.users_UI.double(), graph.items_IU.double(), graph.pairs)
     generator = torch.Generator().manual_seed(1)
     tables = [
         torch.randn(rows, 4, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -143,16 +143,16 @@ def test_negatives_are_no_positives_of_the_user(pairs):
     model = make(pairs)
     user = torch.arange(NUM_RESERVED, SCHEMA.num_users).repeat_interleave(400)
     drawn = model.draw(user, generator_at(0, 0))
-    hits = model.graph.has_edge(user, drawn).float().mean().item()
+    hits = model.graph.pairs.observed(user, drawn).float().mean().item()
     assert hits < 0.01  # four tries, each a hit with probability 0.2 or so
     assert torch.equal(drawn, model.draw(user, generator_at(0, 0)))
     assert not torch.equal(drawn, model.draw(user, generator_at(0, 1)))
-    free = drawn[~model.graph.has_edge(user, drawn)]
+    free = drawn[~model.graph.pairs.observed(user, drawn)]
     assert set(free.tolist()) == set(range(NUM_RESERVED, SCHEMA.num_items))
     dense = torch.zeros(SCHEMA.num_users, SCHEMA.num_items, dtype=torch.bool)
     dense[pairs.row_idx(), pairs.item_idx] = True
     all_users, all_items = torch.arange(SCHEMA.num_users), torch.arange(SCHEMA.num_items)
-    assert torch.equal(model.graph.has_edge(all_users[:, None], all_items), dense)
+    assert torch.equal(model.graph.pairs.observed(all_users[:, None], all_items), dense)
 
 
 def test_who_has_no_edge_keeps_a_share_of_the_own_row(pairs):
