@@ -1,10 +1,16 @@
 """Training speed beside the peers' and beside a plain PyTorch loop, on two threads.
 
-    python benchmarks/bench_training.py [--repeats 5] [--epochs 1] [--parts als mf] [--out FILE]
+    python benchmarks/bench_training.py [--repeats 5] [--epochs 1] [--parts als mf models stream table]
+        [--stream-rows 20000000] [--table-share 0.1] [--out FILE]
 
 als: seconds of iALS to implicit's loss at equal dimension (training_als.py).
 mf: matrix factorisation through Lightning against the same steps in a plain loop, and BPR samples/s
     against implicit, Cornac and LensKit, on a synthetic log of MovieLens 1M's size (training_mf.py).
+models: every gradient-trained model through the engine, against the same steps in a plain loop (bar: 0.95) and
+    against a loader of single rows (bar on a GPU: 5), and bytes moved against copying (training_models.py).
+stream: impressions of a synthetic world learnt from while they are made (training_scale.py).
+table: the largest tables that fit, with one step of a share of them (training_scale.py).
+The last three use a GPU where there is one.
 Repeats are interleaved and figures are medians; only ratios of one run compare. Peers that are not
 installed are named and left out: RecBole among them, whose current release does not import beside
 current NumPy and pandas. The last line is one JSON object.
@@ -25,6 +31,8 @@ from pathlib import Path
 import torch
 import training_als
 import training_mf
+import training_models
+import training_scale
 
 from recsys import backend
 
@@ -35,16 +43,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=1, help="of each timed fit")
-    parser.add_argument("--parts", nargs="+", choices=["als", "mf"], default=["als", "mf"])
+    parts = ["als", "mf", "models", "stream", "table"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--stream-rows", type=int, default=20_000_000)
+    parser.add_argument("--table-share", type=float, default=0.1, help="of free memory, for the table that is made")
     parser.add_argument("--out", type=Path, help="where the JSON is written as well")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
     result: dict = {
         "bench": "training",
-        **backend.hardware(torch.device("cpu")),
+        **backend.hardware(training_scale.where()),
         "versions": {
             name: backend.version(name) for name in ("torch", "pytorch-lightning", "implicit", "cornac", "lenskit")
         },
@@ -55,6 +67,12 @@ def main() -> None:
         result["als"] = training_als.bench()
     if "mf" in arguments.parts:
         result["mf"] = training_mf.bench(arguments.repeats, arguments.epochs, THREADS)
+    if "models" in arguments.parts:
+        result["models"] = training_models.bench(arguments.repeats)
+    if "stream" in arguments.parts:
+        result["stream"] = training_scale.stream(arguments.stream_rows)
+    if "table" in arguments.parts:
+        result["table"] = training_scale.table(arguments.table_share)
     line = json.dumps(result)
     if arguments.out:
         beside = arguments.out.with_name(arguments.out.name + ".part")

@@ -4,9 +4,9 @@ config.yaml        the resolved configuration, written first
 logs/version_*/    learning curves (CSV), one folder for the first start and one for every resume
 checkpoints/       last.pt to resume from while training; model.safetensors, users.parquet, items.parquet,
                    history.safetensors when done; of a ranker pipeline/ in place of the last three
-per_user.parquet   one row a test user, one column a metric
+per_user.parquet   one row a test user (a query, where users have several), one column a metric
 manifest.json      versions, git commit, device, seed, data fingerprint, split and leakage report
-metrics.json       flat numbers, written last: a directory that has it is a finished run
+metrics.json       flat numbers, and which queries were asked, written last: a directory that has it is a finished run
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ import torch
 from omegaconf import DictConfig
 
 from recsys import atomic, backend, config, tasks, tracking
-from recsys.data.datamodule import RecDataModule, fingerprint
+from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
+from recsys.fitting import fit
 from recsys.run import Run
 from recsys.watch import Watch
 
@@ -53,7 +54,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     device = backend.device(cfg.trainer.accelerator)
 
     log = _log(cfg, data)
-    module = RecDataModule(log, config.partial(cfg.split), seed)
+    module = _module(cfg, log, seed)
     task = tasks.of(cfg)(cfg, module, device, seed)
     pl.seed_everything(seed, verbose=False)
     model = task.build()
@@ -65,6 +66,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     atomic.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
     logger = config.build(cfg.logger, run_dir=run_dir)
     logger.log_hyperparams(config.flat(cfg))
+    batch_size = getattr(model, "batch_size", None)
     monitor = cfg.monitor or task.monitor
     watch = Watch(
         run_dir,
@@ -76,9 +78,12 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
         resume_from=checkpoint,
     )
+    if batch_size != getattr(model, "batch_size", None):
+        task.observe()  # the checkpoint's batch is smaller, because memory was short
     with watch:
         if not task.solve(watch.report):
-            _fit_by_gradient(cfg, model, task.source(), watch)
+            trainer = config.partial(cfg.trainer)
+            fit(model, task.source, watch, trainer=trainer, observe=task.observe, device=device)
     samples = watch.samples or watch.epochs_here * task.num_examples
     logger.finalize("success")
     model.to(device).eval()
@@ -89,7 +94,10 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         **watch.latest,
         "train/seconds": round(watch.seconds, 3),
         "train/samples_per_second": round(samples / max(watch.seconds, 1e-9), 1),
+        "train/data_wait_share": round(watch.waited / max(watch.seconds, 1e-9), 4),
     }
+    if batch_size is not None:
+        metrics["train/batch_size"] = model.batch_size
     if log.world is not None:
         metrics |= task.truth()
     task.save(run_dir)
@@ -99,6 +107,8 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         "seed": seed,
         "data": {"name": log.name, "files": log.files, "fingerprint": module.fingerprint, **log.counts},
         "split": module.report,
+        "queries": module.queries,
+        "candidates": module.ranked,
         "evaluation": counts,
         **tracking.environment(device),
     }
@@ -108,8 +118,9 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     return Run(run_dir)
 
 
-def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> dict[str, float]:
-    """Measure a finished run again on its own data, with changes such as "evaluation.k=[5]".
+def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> dict[str, Any]:
+    """Measure a finished run again on its own data, with changes such as "evaluation.k=[5]" or
+    "queries=next_in_session".
 
     Nothing in the run directory is changed. A run that was trained on a data frame needs it again as `data`.
 
@@ -120,11 +131,20 @@ def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> di
     cfg = config.update(run.config, changes)
     device = backend.device(cfg.trainer.accelerator)
     log = _log(cfg, data if data is None or isinstance(data, Log) else frame(data))
-    module = RecDataModule(log, config.partial(cfg.split), cfg.seed)
+    module = _module(cfg, log, cfg.seed)
     if module.fingerprint != run.manifest["data"]["fingerprint"]:
         raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
     task = tasks.of(cfg)(cfg, module, device, cfg.seed)
     return task.measure_run(run)[0]
+
+
+def _module(cfg: DictConfig, log: Log, seed: int) -> RecDataModule:
+    queries = config.check_type(cfg.get("queries", "users"), Protocol, "queries")
+    session = config.check_type(cfg.get("session", "session_id"), str, "session")
+    sampled = config.check_type(cfg.get("num_sampled"), int | None, "num_sampled")
+    return RecDataModule(
+        log, config.partial(cfg.split), seed, queries=queries, session=session, num_sampled=sampled
+    )  # fmt: skip
 
 
 def _log(cfg: DictConfig, data: Log | None) -> Log:
@@ -173,65 +193,6 @@ def _validation(cfg: DictConfig, task: Any, monitor: str) -> Any:
         return {f"val/{metric}": value for metric, value in found.items()}
 
     return validate
-
-
-def _fit_by_gradient(cfg: DictConfig, model: Any, source: Any, watch: Watch) -> None:
-    """Train with Lightning on resident batches."""
-    trainer = config.build(
-        cfg.trainer,
-        devices=1,
-        max_epochs=model.max_epochs - watch.epoch,
-        logger=False,  # the watch logs, an epoch at a time, for all kinds of models alike
-        callbacks=[_Lightning(watch, source, model.max_epochs)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )
-    trainer.fit(model, datamodule=_Chunks(source, watch))
-
-
-class _Chunks(pl.LightningDataModule):
-    """Hands Lightning the chunks of the current epoch that are still to come."""
-
-    def __init__(self, source: Any, watch: Watch) -> None:
-        super().__init__()
-        self.source, self.watch = source, watch
-
-    def train_dataloader(self) -> Any:
-        return _Rest(self.source, self.watch.epoch, self.watch.chunk)
-
-
-class _Rest:
-    """The chunks of one epoch from a given one on. Without a length: Lightning ends when it does."""
-
-    def __init__(self, source: Any, epoch: int, start: int) -> None:
-        self.source, self.epoch, self.start = source, epoch, start
-
-    def __iter__(self) -> Any:
-        return self.source.chunks(self.epoch, self.start)
-
-
-class _Lightning(pl.Callback):
-    """Tells the watch what Lightning has done."""
-
-    def __init__(self, watch: Watch, source: Any, epochs: int) -> None:
-        self.watch, self.source, self.epochs = watch, source, epochs
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.watch.optimizers = trainer.optimizers
-        self.watch.load_optimizers()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.watch.samples += batch["samples"]
-        self.watch.chunk_done(len(self.source), self.epochs)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.watch.report(self.watch.epoch + 1, self.epochs, measured)
 
 
 def _quiet_lightning() -> None:

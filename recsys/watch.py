@@ -35,8 +35,11 @@ class Watch:
     Attributes:
         epoch, chunk: what is done: whole epochs (or sweeps), and chunks of the one under way.
         seconds: time spent training in this process, without validation and checkpoints.
+        waited: of these, seconds in which training stood still for its next chunk.
         latest: the last measured values.
         epochs_here, samples: epochs done and positives stepped on in this process.
+
+    A `restart` begins these counts anew.
     """
 
     def __init__(
@@ -55,11 +58,12 @@ class Watch:
         self.validate, self.monitor, self.patience = validate, monitor, patience
         self.checkpoint_seconds = checkpoint_seconds
         self.epoch = self.chunk = self.epochs_here = self.samples = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.latest: dict[str, float] = {}
         self.best: dict[str, Any] = {}
         self.optimizers: list[torch.optim.Optimizer] = []
         self._optimizer_states: list[dict[str, Any]] = []
+        self._start: dict[str, torch.Tensor] | None = None
         self._asked_to_stop = False
         if resume_from is not None:
             self._load(resume_from)
@@ -133,6 +137,30 @@ class Watch:
         for optimizer, state in zip(self.optimizers, self._optimizer_states, strict=False):
             optimizer.load_state_dict(state)
 
+    def remember_start(self) -> None:
+        """Keep the model as it is on the CPU until there is a checkpoint, for a `restart`."""
+        if not (self.run_dir / tracking.LAST).exists():
+            self._start = _on_cpu(self.model)
+
+    def restart(self, batch_size: int, same_place: Callable[[int, int, int], int]) -> None:
+        """Go back to the last checkpoint, or to the start where there is none, and on from there with another batch.
+
+        same_place: same_place(chunk, before, after) is where to go on when batches of `before` rows become `after`.
+        """
+        self.optimizers, self._optimizer_states = [], []
+        self.epochs_here = self.samples = 0
+        self.seconds = self.waited = 0.0
+        if self._start is None:
+            self._load(self.run_dir / tracking.LAST)
+        else:
+            self.model.load_state_dict(self._start)
+            self.epoch = self.chunk = 0
+            self.latest, self.best = {}, {}
+        model: Any = self.model
+        self.chunk = same_place(self.chunk, model.batch_size, batch_size)
+        model.batch_size = batch_size
+        self._resume()
+
     def forget(self) -> None:
         """The run is finished: the checkpoint to resume from is not needed any more."""
         (self.run_dir / tracking.LAST).unlink(missing_ok=True)
@@ -157,8 +185,7 @@ class Watch:
         if self.patience is None or self.monitor not in measured:
             return False
         if not self.best or measured[self.monitor] > self.best["measured"][self.monitor]:
-            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-            self.best = {"epoch": self.epoch, "measured": measured, "model": state}
+            self.best = {"epoch": self.epoch, "measured": measured, "model": _on_cpu(self.model)}
         return self.epoch - self.best["epoch"] >= self.patience
 
     def _save_or_stop(self, finished: bool) -> None:
@@ -179,10 +206,12 @@ class Watch:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "epoch": self.epoch,
             "chunk": self.chunk,
+            "batch_size": getattr(self.model, "batch_size", None),  # not the configured one where memory was short
             "latest": self.latest,
             "best": self.best,
         }
         atomic.write(self.run_dir / tracking.LAST, lambda path: torch.save(state, path))
+        self._start = None
         self.logger.save()  # the learning curve up to here, or a resumed run would lack it
 
     def _load(self, path: Path) -> None:
@@ -194,3 +223,10 @@ class Watch:
         self._optimizer_states = state["optimizers"]
         self.epoch, self.chunk = state["epoch"], state["chunk"]
         self.latest, self.best = state["latest"], state["best"]
+        if state.get("batch_size") is not None:
+            model: Any = self.model
+            model.batch_size = state["batch_size"]
+
+
+def _on_cpu(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

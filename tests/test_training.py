@@ -167,4 +167,4 @@ def weights(path: Path) -> dict[str, bytes]:
 def measured(path: Path) -> dict[str, float]:
     """Every metric that does not depend on the clock."""
     metrics = json.loads((path / tracking.METRICS).read_text())
-    return {name: value for name, value in metrics.items() if "second" not in name}
+    return {name: value for name, value in metrics.items() if "second" not in name and "wait" not in name}

@@ -92,6 +92,7 @@ class MatrixFactorization(Retriever):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.batch_size, self.max_epochs = batch_size, max_epochs
         self.pairwise_steps: Any = None
+        self.compilable = ("_softmax",) if loss == "softmax" else ()
         width = embedding_dim + 2 * biases
         self.user_table = torch.nn.Parameter(init_std * torch.randn(schema.num_users, width))
         self.item_table = torch.nn.Parameter(init_std * torch.randn(schema.num_items, width))
