@@ -39,13 +39,16 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @staticmethod
-    def save_model(path: Path, model: Retriever, data: Any) -> None:
-        """Write what `recommend` needs: weights, vocabularies, histories up to the test cut."""
+    def save_model(path: Path, model: Retriever, data: Any, pipeline: FeaturePipeline | None = None) -> None:
+        """Write what `recommend` needs: weights, vocabularies, histories up to the test cut, and the pipeline of
+        features where there is one."""
         tracking.write_tensors(path / tracking.MODEL, model.state_dict(), schema=json.dumps(model.schema.to_dict()))
         for file, vocabulary in ((tracking.USERS, data.users), (tracking.ITEMS, data.items)):
             atomic.write(path / file, vocabulary.save)
         history = {"indptr": data.history.indptr, "item_idx": data.history.item_idx}
         tracking.write_tensors(path / tracking.HISTORY, history)
+        if pipeline is not None:
+            pipeline.save(path / tracking.PIPELINE)
 
     @staticmethod
     def save_ranker(path: Path, model: Ranker, pipeline: FeaturePipeline) -> None:
@@ -55,8 +58,8 @@ class Run:
         pipeline.save(path / tracking.PIPELINE)
 
     @cached_property
-    def metrics(self) -> dict[str, float]:
-        """Flat numbers: "test/recall@20", "train/seconds", …"""
+    def metrics(self) -> dict[str, Any]:
+        """Flat numbers: "test/recall@20", "train/seconds", …; and "queries", which ones a retriever was asked."""
         return json.loads((self.path / tracking.METRICS).read_text(encoding="utf-8"))
 
     @cached_property
@@ -71,7 +74,7 @@ class Run:
 
     @cached_property
     def per_user(self) -> pl.DataFrame:
-        """One row a test user, one column a metric."""
+        """One row a test query, one column a metric."""
         return pl.read_parquet(self.path / tracking.PER_USER)
 
     @cached_property
@@ -125,11 +128,11 @@ class Run:
     @property
     def is_ranker(self) -> bool:
         """Whether the run answers `predict`, and not `recommend`."""
-        return (self.path / tracking.PIPELINE).is_dir()
+        return not (self.path / tracking.USERS).exists()
 
     @cached_property
     def pipeline(self) -> FeaturePipeline:
-        """A ranker's feature pipeline, as of the test cut."""
+        """The feature pipeline: a ranker's as of the test cut, a retriever's as fitted on train."""
         return FeaturePipeline.load(self.path / tracking.PIPELINE)
 
     def predict(self, rows: Any) -> Tensor:

@@ -19,7 +19,7 @@ from recsys import config
 from recsys.answer_key import answer_key, bayes
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule
-from recsys.data.rows import joined
+from recsys.data.rows import joined, table_rows
 from recsys.evaluation import calibration
 from recsys.features import FeaturePipeline
 from recsys.features.pipeline import ROLES
@@ -27,7 +27,7 @@ from recsys.features.sampling import NegativeSampling
 from recsys.features.vocabulary import id_keys
 from recsys.models.base import Ranker, Retriever, RowBatch, Solver, score
 from recsys.run import Run
-from recsys.schema import LABEL, USER_ID
+from recsys.schema import ITEM_ID, LABEL, USER_ID, Schema
 
 Metrics = dict[str, Any]
 
@@ -38,16 +38,31 @@ class Retrieval:
     monitor = "ndcg@10"
 
     def __init__(self, cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int) -> None:
-        if cfg.get("features") is not None:
-            raise ValueError(f"features are inputs of rankers, {cfg.model._target_} is a retriever: leave them out")
+        self.has_features = cfg.get("features") is not None
+        if self.has_features and not config.target(cfg.model).takes_features:
+            raise ValueError(f"{cfg.model._target_} uses no features: leave features out")
         if cfg.get("negatives", 1) != 1:
             raise ValueError(f"negatives={cfg.negatives} is for rankers: a retriever draws its own")
         self.cfg, self.data, self.device, self.seed = cfg, data, device, seed
         self.evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
 
     def build(self) -> Retriever:
-        """The untrained model."""
-        self.model: Retriever = config.build(self.cfg.model, schema=self.data.schema)
+        """The untrained model; where it has features, with those of all users and items, as fitted on train."""
+        schema = self.data.schema
+        self.pipeline: FeaturePipeline | None = None
+        if self.has_features:
+            self.pipeline = config.build(self.cfg.features)
+            self.pipeline.fit(joined(self.data.log, self.data.split.train), past=self.data.log.past)
+            # Ids are known to a retriever by their index.
+            columns = (c for c in self.pipeline.columns if c.name not in (USER_ID, ITEM_ID))
+            schema = Schema((*schema.columns, *(c for c in columns if c.role in ("user_feature", "item_feature"))))
+        self.model: Retriever = config.build(self.cfg.model, schema=schema)
+        if self.pipeline is not None:
+            users = table_rows(self.data.log, USER_ID, self.data.users.ids)
+            items = table_rows(self.data.log, ITEM_ID, self.data.items.ids)
+            self.model.describe(
+                self.pipeline.transform(users, ["user_feature"]), self.pipeline.transform(items, ["item_feature"])
+            )
         return self.model
 
     def observe(self) -> None:
@@ -59,11 +74,12 @@ class Retrieval:
         """Positives an epoch or sweep."""
         return len(self.data.train)
 
-    def source(self) -> Any:
+    def source(self, resident_bytes: int | None = None) -> Any:
         """Batches for a model that is trained by gradient."""
         model: Any = self.model
+        where = {"device": self.device, "resident_bytes": resident_bytes}
         return getattr(batches, model.batches)(
-            self.data.train, batch_size=model.batch_size, seed=self.seed, device=self.device, **model.batch_options
+            self.data.train, batch_size=model.batch_size, seed=self.seed, **where, **model.batch_options
         )
 
     def solve(self, report: Callable[..., None]) -> bool:
@@ -89,10 +105,12 @@ class Retrieval:
         return validate
 
     def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
-        """Metrics of the test part, one row a user, and counts."""
+        """Metrics of the test part, one row a query, and counts."""
         found = self.evaluate(score=self.model.scorer_with_fallback(), queries=self.data.test)
         metrics = flat(found.metrics, found.intervals, found.warm)
-        metrics |= {"evaluation/seconds": round(found.seconds, 3), "evaluation/users": len(found.per_user)}
+        metrics |= {"evaluation/seconds": round(found.seconds, 3), "evaluation/queries": len(found.per_user)}
+        metrics |= {"evaluation/users": found.per_user["user_key"].n_unique(), "queries": self.data.queries}
+        metrics["candidates"] = self.data.ranked
         return metrics, found.per_user, found.counts
 
     def measure_run(self, run: Run) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
@@ -106,7 +124,7 @@ class Retrieval:
 
     def save(self, run_dir: Path) -> None:
         """Keep what answers from the run need."""
-        Run.save_model(run_dir, self.model, self.data)
+        Run.save_model(run_dir, self.model, self.data, self.pipeline)
 
 
 class Ranking:
@@ -117,6 +135,10 @@ class Ranking:
     def __init__(self, cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int) -> None:
         if cfg.get("features") is None:
             raise ValueError(f"{cfg.model._target_} is a ranker and needs columns: give features=… (as features=world)")
+        if data.queries != "users":
+            raise ValueError(f"queries={data.queries} is for retrievers: a ranker is measured on the rows as shown")
+        if data.num_sampled is not None:
+            raise ValueError(f"num_sampled={data.num_sampled} is for retrievers: a ranker is measured on rows as shown")
         if LABEL not in data.split.train.columns or data.split.train[LABEL].n_unique() < 2:
             what = "a ranker learns from rows of label 0 and rows of label 1, train has not both"
             raise ValueError(f"{data.log.name}: {what}; name the label (data.columns.label=…) and keep the negatives")
@@ -150,10 +172,11 @@ class Ranking:
         """Rows an epoch."""
         return len(self.train[LABEL])
 
-    def source(self) -> Any:
+    def source(self, resident_bytes: int | None = None) -> Any:
         """Batches of rows."""
+        where = {"device": self.device, "resident_bytes": resident_bytes}
         return getattr(batches, self.model.batches)(
-            self.train, batch_size=self.model.batch_size, seed=self.seed, device=self.device
+            self.train, batch_size=self.model.batch_size, seed=self.seed, **where, **self.model.batch_options
         )
 
     def solve(self, report: Callable[..., None]) -> bool:

@@ -14,12 +14,16 @@ from recsys import config
 from recsys.data import batches
 from recsys.evaluation.ranking import evaluate
 from recsys.models.base import Retriever, Solver, UserBatch
-from recsys.schema import NUM_RESERVED, Interactions, Queries, Schema
+from recsys.schema import NUM_RESERVED, Column, Interactions, Queries, Schema
 
 YAMLS = sorted((config.config_dir() / "model").glob("*.yaml"))
 MODELS = [path.stem for path in YAMLS if issubclass(config.target(config.load(path)), Retriever)]
 BLOCKS, USERS, ITEMS = 4, 160, 96
 SCHEMA = Schema.of(USERS + NUM_RESERVED, ITEMS + NUM_RESERVED)
+# What models that take features are told of items beside: their block, which is a feature's index from 2 on.
+BLOCK = Column("block", "item_feature", "int64", BLOCKS + NUM_RESERVED)
+DESCRIBED = Schema((*SCHEMA.columns, BLOCK))
+BLOCK_OF_ITEMS = torch.cat([torch.zeros(NUM_RESERVED, dtype=torch.int64), torch.arange(ITEMS) % BLOCKS + NUM_RESERVED])
 K = 10
 
 
@@ -74,8 +78,12 @@ def build(name: str, seed: int = 0, **overrides: Any) -> Retriever:
     cfg = config.compose(f"model={name}", f"seed={seed}").model
     overrides = {"batch_size": 128, "max_epochs": 20} | overrides
     pl.seed_everything(seed, verbose=False)
-    model = config.partial(cfg)(schema=SCHEMA, **{k: v for k, v in overrides.items() if k in cfg})
+    described = config.target(cfg).takes_features
+    overrides = {k: v for k, v in overrides.items() if k in cfg}
+    model = config.partial(cfg)(schema=DESCRIBED if described else SCHEMA, **overrides)
     assert isinstance(model, Retriever)
+    if described:
+        model.describe({}, {"block": BLOCK_OF_ITEMS})
     return model
 
 

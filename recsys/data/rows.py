@@ -8,7 +8,7 @@ import polars as pl
 
 from recsys.data.checks import DataError
 from recsys.data.log import Log
-from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
+from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, TIMESTAMP, USER_ID
 
 
 def joined(log: Log, rows: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
@@ -45,3 +45,12 @@ def joined(log: Log, rows: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
     if twice:
         raise DataError(f"{log.name}: column {twice[0]!r} comes twice once tables are joined; rename one of them")
     return view
+
+
+def table_rows(log: Log, role: str, ids: pl.Series) -> pl.LazyFrame:
+    """What is known of users (role USER_ID) or items (ITEM_ID) alone: `joined` for rows of these ids whose other id is
+    null, and before them a row of nulls for each reserved index."""
+    nulls = pl.Series(role, [None] * NUM_RESERVED, dtype=ids.dtype)
+    rows = pl.concat([nulls, ids.alias(role)]).to_frame()
+    other = ITEM_ID if role == USER_ID else USER_ID
+    return joined(log, rows.with_columns(pl.lit(None, log.events.collect_schema()[other]).alias(other)))

@@ -15,11 +15,13 @@ from torch import Tensor
 from recsys.models import losses
 from recsys.models import negatives as draws
 from recsys.models.optimizers import RowAdagrad
-from recsys.schema import LABEL, Column, Interactions, Schema, UserBatch
+from recsys.schema import LABEL, NUM_RESERVED, USER_ID, Column, Interactions, Schema, UserBatch
 
 # report(done, total, measured): called after every step of a fit, e.g. report(3, 16, {"train/loss": 0.2}).
 # It may raise to stop the fit; the model is then in the state that `done` steps leave.
 Report = Callable[[int, int, dict[str, float]], None]
+
+RowBatch = dict[str, Tensor]  # what a FeaturePipeline makes of rows: tensors [B] or [B, width] by name
 
 _SLAB = 4096  # items multiplied at a time on a CPU
 ROWS_AT_ONCE = 1 << 13  # that a ranker scores
@@ -50,6 +52,10 @@ class Retriever(pl.LightningModule):
     user_counts: Tensor
     # Set by models that know a user by the history of the batch and not by a row of their own.
     scores_from_history = False
+    # Set by models that use the user and item features among the schema's columns; `describe` brings their values.
+    takes_features = False
+    # Names of methods of a training step that are worth compiling: dense, and without steps of their own.
+    compilable: tuple[str, ...] = ()
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -63,6 +69,10 @@ class Retriever(pl.LightningModule):
         """Keep what the fallback and `personal` need to know of the training set. Called before training."""
         self.item_counts.copy_(interactions.item_counts())
         self.user_counts.copy_(interactions.row_counts())
+
+    def describe(self, users: RowBatch, items: RowBatch) -> None:
+        """Keep the features of users and items, tensors by column [U, ...] and [I, ...]. Called before `observe`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no features")
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """User vectors, float [B, D]."""
@@ -126,7 +136,7 @@ class Retriever(pl.LightningModule):
         return answer
 
 
-RowBatch = dict[str, Tensor]  # what a FeaturePipeline makes of rows: tensors [B] or [B, width] by name
+_OF_GROUPS = {"pairwise": losses.pairwise, "listwise": losses.listwise}
 
 
 class Ranker(pl.LightningModule):
@@ -138,19 +148,30 @@ class Ranker(pl.LightningModule):
 
     Args:
         columns: inputs as `FeaturePipeline.columns` describes them; labels among them are left out.
-        loss: "bce", or "focal" (Lin et al. 2017), which weighs rows by (1 - p of their class) ** focal_gamma.
+        loss: "bce", or "focal" (Lin et al. 2017), which weighs rows by (1 - p of their class) ** focal_gamma; or
+            "pairwise" or "listwise" (see `losses`): bce + rank_weight * that loss of each group's rows, for order alone
+            says nothing of probabilities (Sculley, KDD 2010; Li et al., KDD 2015).
+        rank_weight: at a low base rate bce is far the smaller of the two: 0.1 keeps probabilities better than 1.
+        group: of pairwise and listwise: a column of one index, such as the user's or a visit's; among the labels it is
+            no input. Rows of padding or unknown are in no group.
+        list_length: rows of a group that batches then keep together; None: all. Whole groups that fill much of a batch
+            cost accuracy: its gradient is that of a few users.
         positive_weight: of rows with label 1; other than 1 it biases probabilities.
         lr, weight_decay: of AdamW. table_lr: of the tables.
     """
 
     batches = "RowBatches"
+    compilable: tuple[str, ...] = ("forward",)  # as of a Retriever
 
     def __init__(
         self,
         columns: Sequence[Column],
         *,
-        loss: Literal["bce", "focal"] = "bce",
+        loss: Literal["bce", "focal", "pairwise", "listwise"] = "bce",
         focal_gamma: float = 2.0,
+        rank_weight: float = 1.0,
+        group: str = USER_ID,
+        list_length: int | None = 8,
         positive_weight: float = 1.0,
         lr: float = 1e-3,
         table_lr: float = 0.05,
@@ -162,19 +183,31 @@ class Ranker(pl.LightningModule):
         for name, value in {"lr": lr, "table_lr": table_lr, "positive_weight": positive_weight}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        for name, value in {"weight_decay": weight_decay, "focal_gamma": focal_gamma}.items():
+        weights = {"weight_decay": weight_decay, "focal_gamma": focal_gamma, "rank_weight": rank_weight}
+        for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be below 0, got {value}")
         for name, count in {"batch_size": batch_size, "max_epochs": max_epochs}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        if loss not in ("bce", "focal"):
-            raise ValueError(f"loss={loss}: expected bce or focal")
+        if loss not in ("bce", "focal", *_OF_GROUPS):
+            raise ValueError(f"loss={loss}: expected bce, focal, pairwise or listwise")
+        indexed = [column.name for column in columns if column.cardinality is not None and column.width is None]
+        if loss in _OF_GROUPS and group not in indexed:
+            known = ", ".join(indexed) or "there is none"
+            raise ValueError(f"group={group}: loss={loss} needs a column of one index, choose from: {known}")
+        if list_length is not None and list_length < 1:
+            raise ValueError(f"list_length must be at least 1, got {list_length}")
         self.automatic_optimization = False
         self.columns = tuple(column for column in columns if column.role != "label")
         if not self.columns:
             raise ValueError("a ranker needs at least one input column")
         self.loss, self.focal_gamma, self.positive_weight = loss, focal_gamma, positive_weight
+        self.rank_weight, self.group = rank_weight, group
+        # What the model asks of its source of batches beside what every source takes.
+        self.batch_options: dict[str, Any] = {}
+        if loss in _OF_GROUPS:
+            self.batch_options = {"group": group, "list_length": list_length}
         self.lr, self.table_lr, self.weight_decay = lr, table_lr, weight_decay
         self.batch_size, self.max_epochs = batch_size, max_epochs
         self.total_steps = 1
@@ -189,7 +222,12 @@ class Ranker(pl.LightningModule):
         weight_B = 1 + (self.positive_weight - 1) * label_B
         if self.loss == "focal":
             return (weight_B * losses.focal(logits[LABEL], label_B, self.focal_gamma)).mean()
-        return (weight_B * losses.log_loss(logits[LABEL], label_B)).mean()
+        loss = (weight_B * losses.log_loss(logits[LABEL], label_B)).mean()
+        if self.loss in _OF_GROUPS:
+            known_B = batch[self.group] >= NUM_RESERVED
+            rows = (values_B[known_B] for values_B in (logits[LABEL], label_B, batch[self.group]))
+            loss = loss + self.rank_weight * _OF_GROUPS[self.loss](*rows)
+        return loss
 
     def observe(self, num_rows: int) -> None:
         """Learn how long training will be. Called before it."""
@@ -223,10 +261,6 @@ class Ranker(pl.LightningModule):
                     wrapper.optimizer.step()
                     wrapper.optimizer.zero_grad(set_to_none=True)
                 total += loss.detach()
-        if not bool(total.isfinite()):
-            broken = [name for name, p in self.named_parameters() if not bool(p.isfinite().all())]
-            what = f"parameter {broken[0]}" if broken else "the loss"
-            raise ValueError(f"{what} is not finite by step {step} of training: lower lr or table_lr")
         wrappers[0].step()  # moves nothing: Lightning's wrapper is what counts global_step
         self.log("train/loss", total / len(chunk["rows"][LABEL]))
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recsys.models import losses
 from recsys.models import negatives as draws
+from recsys.models.attention import Block, drop, last_items
 from recsys.models.base import Retriever
 from recsys.schema import NUM_RESERVED, PADDING, Interactions, Schema, UserBatch
 
@@ -29,10 +30,11 @@ class SASRec(Retriever):
     always has the same one. Users are known by the history of the batch alone.
 
     loss: softmax (cross-entropy over the whole catalogue; Klenitskiy and Vasilev, RecSys 2023), sampled_softmax
-        (the same, estimated from draws with the logQ correction), gbce (Petrov and Macdonald, RecSys 2023).
+        (the same, estimated from draws with the logQ correction), gbce (Petrov and Macdonald, RecSys 2023), bce
+        (binary cross-entropy over draws of each target's own; with num_negatives=1 that of the first paper).
     length: L, how many of the last items are seen.
     num_negatives: draws of a step, shared by its targets: by count ** popularity_power with sampled_softmax,
-        uniform with gbce. softmax needs none.
+        uniform with gbce. With bce the draws of each target, uniform. softmax needs none.
     gbce_t: calibration, from 0 (plain binary cross-entropy) to 1 (probabilities as if nothing were sampled). The
         logit is the score plus a constant, `offset`.
     lr: of AdamW; rises over the first twentieth of the steps, then falls linearly to 0 over max_epochs.
@@ -43,6 +45,7 @@ class SASRec(Retriever):
 
     batches = "SequenceBatches"
     scores_from_history = True
+    compilable = ("compute_loss",)
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class SASRec(Retriever):
         num_heads: int = 1,
         length: int = 50,
         dropout: float = 0.5,
-        loss: Literal["softmax", "sampled_softmax", "gbce"] = "softmax",
+        loss: Literal["softmax", "sampled_softmax", "gbce", "bce"] = "softmax",
         num_negatives: int = 256,
         popularity_power: float = 0.5,
         gbce_t: float = 0.75,
@@ -71,8 +74,8 @@ class SASRec(Retriever):
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if embedding_dim % num_heads:
             raise ValueError(f"embedding_dim={embedding_dim} cannot be divided among num_heads={num_heads}")
-        if loss not in ("softmax", "sampled_softmax", "gbce"):
-            raise ValueError(f"loss must be softmax, sampled_softmax or gbce, got {loss}")
+        if loss not in ("softmax", "sampled_softmax", "gbce", "bce"):
+            raise ValueError(f"loss must be softmax, sampled_softmax, gbce or bce, got {loss}")
         for name, value in {"lr": lr, "init_std": init_std}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
@@ -143,7 +146,7 @@ class SASRec(Retriever):
         """Derive the length of training and the distribution of negatives from the observed counts."""
         windows = int((-(-(self.user_counts - 1).clamp(min=0) // self.length)).sum())
         self.total_steps = self.max_epochs * -(-windows // self.batch_size)
-        if self.loss == "gbce":
+        if self.loss in ("gbce", "bce"):
             self.log_q_I = draws.uniform_log_q(self.schema.num_items, self.device)
         else:
             self.log_q_I = draws.popularity_log_q(self.item_counts, self.popularity_power)
@@ -184,59 +187,17 @@ class SASRec(Retriever):
         items_ID = self.items.weight
         if self.loss == "softmax":
             return losses.full_softmax(x_TD @ items_ID[NUM_RESERVED:].T, target_T - NUM_RESERVED).mean()
+        positive_T = torch.linalg.vecdot(x_TD, self.items(target_T))
+        if self.loss == "bce":
+            drawn_TN = draws.draw_by(self.cdf_I, (len(target_T), self.num_negatives), generator)
+            negative_TN = torch.linalg.vecdot(x_TD[:, None], self.items(drawn_TN))
+            return gbce(positive_T, negative_TN, 1.0, target_T[:, None] == drawn_TN).mean()
         negative_N = draws.draw_by(self.cdf_I, (self.num_negatives,), generator)
         hit_TN = target_T[:, None] == negative_N
-        positive_T = torch.linalg.vecdot(x_TD, self.items(target_T))
         negative_TN = x_TD @ self.items(negative_N).T
         if self.loss == "gbce":
             return gbce(positive_T + self.offset, negative_TN + self.offset, self.beta, hit_TN).mean()
         return losses.sampled_softmax(positive_T, negative_TN, self.log_q_I[negative_N], hit_TN).mean()
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); causal, with dropout on what is added."""
-
-    def __init__(self, embedding_dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm = nn.LayerNorm(embedding_dim)
-        self.project_in = nn.Linear(embedding_dim, 3 * embedding_dim)
-        self.project_out = nn.Linear(embedding_dim, embedding_dim)
-        self.feed_norm = nn.LayerNorm(embedding_dim)
-        self.widen = nn.Linear(embedding_dim, 4 * embedding_dim)
-        self.narrow = nn.Linear(4 * embedding_dim, embedding_dim)
-
-    def forward(
-        self, x_TD: Tensor, there_BL: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """[T, D] -> [T, D]. Padding stands behind the items, so causality alone hides it from them."""
-        wide_TD = self.project_in(self.attention_norm(x_TD))
-        wide_BLD = wide_TD.new_zeros(*there_BL.shape, wide_TD.shape[1])
-        wide_BLD[there_BL] = wide_TD
-        # [B, H, L, D / H] each
-        query, key, value = wide_BLD.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        seen_BHLD = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        seen_TD = seen_BHLD.transpose(1, 2).flatten(2)[there_BL]
-        x_TD = x_TD + drop(self.project_out(seen_TD), dropout, generator)
-        fed_TD = self.narrow(F.gelu(self.widen(self.feed_norm(x_TD))))
-        return x_TD + drop(fed_TD, dropout, generator)
-
-
-def drop(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout by a generator, which torch's own cannot take; without one, x as it is."""
-    if generator is None or share == 0:
-        return x
-    return x * torch.empty_like(x).bernoulli_(1 - share, generator=generator).div_(1 - share)
-
-
-def last_items(history: Interactions, length: int) -> Tensor:
-    """The last items of each row in their order, padding behind them: int64 [B, L], L at most `length`, at least 1."""
-    count_B = history.row_counts().clamp(max=length)
-    column_L = torch.arange(max(int(count_B.max()) if len(count_B) else 0, 1), device=history.device)
-    place_BL = (history.indptr[1:] - count_B)[:, None] + column_L
-    there_BL = column_L < count_B[:, None]
-    item_Z = F.pad(history.item_idx, (0, 1))  # a place to point to where there are no items at all
-    return item_Z[place_BL.where(there_BL, len(history))].masked_fill(~there_BL, PADDING)
 
 
 def gbce_beta(t: float, num_negatives: int, num_items: int) -> float:

@@ -14,7 +14,8 @@ from scipy.special import erf
 from recsys import config
 from recsys.data.batches import SequenceBatches
 from recsys.models import negatives as draws
-from recsys.models.sasrec import SASRec, gbce, gbce_beta, last_items
+from recsys.models.attention import last_items
+from recsys.models.sasrec import SASRec, gbce, gbce_beta
 from recsys.schema import NUM_RESERVED, PADDING, Interactions, Schema
 from recsys.training import train
 from recsys.watch import Interrupted, Watch
@@ -23,7 +24,7 @@ USERS, ITEMS, LENGTH = 60, 20, 6
 SCHEMA = Schema.of(USERS + NUM_RESERVED, ITEMS + NUM_RESERVED)
 SMALL = {"embedding_dim": 16, "num_blocks": 2, "num_heads": 2, "length": LENGTH, "num_negatives": 8}
 SMALL |= {"lr": 0.001, "weight_decay": 0.0, "batch_size": 16, "max_epochs": 3}
-LOSSES = ["softmax", "sampled_softmax", "gbce"]
+LOSSES = ["softmax", "sampled_softmax", "gbce", "bce"]
 
 
 def rows_of(*rows, schema=SCHEMA, first_row=0, num_rows=None):
@@ -142,12 +143,12 @@ def test_losses_are_their_definitions(cycle, loss):
     got = model.compute_loss(sequence, draws.generator_at(3, 4))
     got.backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
-    drawn = draws.draw_by(model.cdf_I, (8,), draws.generator_at(3, 4))
+    drawn = draws.draw_by(model.cdf_I, (4, 8) if loss == "bce" else (8,), draws.generator_at(3, 4)).expand(4, 8)
     values = []
     inputs = model.encode(torch.tensor([[4, 5, 6], [9, 0, 0]]))
-    for x_D, target in zip(inputs, (5, 6, 7, 10), strict=True):
+    for x_D, target, drawn_N in zip(inputs, (5, 6, 7, 10), drawn, strict=True):
         scores = (x_D @ model.items.weight.T).detach().numpy()
-        others = [int(n) for n in drawn if n != target]
+        others = [int(n) for n in drawn_N if n != target]
         if loss == "softmax":
             values.append(np.log(np.exp(scores[NUM_RESERVED:]).sum()) - scores[target])
         elif loss == "sampled_softmax":
@@ -156,9 +157,10 @@ def test_losses_are_their_definitions(cycle, loss):
             rest = sum(np.exp(scores[n]) / (8 * q[n]) for n in others)
             values.append(np.log(np.exp(scores[target]) + rest) - scores[target])
         else:
-            sigmoid = 1 / (1 + np.exp(-scores) * 8 / model.beta)  # of the score plus log(beta / N)
+            beta = model.beta if loss == "gbce" else 1
+            sigmoid = 1 / (1 + np.exp(-scores) * (8 / beta if loss == "gbce" else 1))  # of the score plus log(beta / N)
             rest = sum(np.log(1 - sigmoid[n]) for n in others)
-            values.append(-model.beta * np.log(sigmoid[target]) - rest)
+            values.append(-beta * np.log(sigmoid[target]) - rest)
     assert got.item() == pytest.approx(np.mean(values), rel=1e-6)
 
 
@@ -290,7 +292,7 @@ def test_padding_stays_zero(cycle):
         ({"init_std": 0.0}, "init_std must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must not be below 0"),
         ({"popularity_power": -1.0}, "popularity_power must not be below 0"),
-        ({"loss": "hinge"}, "loss must be softmax, sampled_softmax or gbce, got hinge"),
+        ({"loss": "hinge"}, "loss must be softmax, sampled_softmax, gbce or bce, got hinge"),
     ],
 )
 def test_what_means_nothing_is_refused_in_one_line(arguments, message):
