@@ -38,8 +38,8 @@ class TwoTower(Retriever):
     item without a positive in train has no id_i, so that a new one is as good as its features. x_u = id_u + features +
     what the history says. `hidden` layers add a non-linear part of either sum to it.
 
-    history: none; mean (the sum of the item vectors over the square root of their number, through a matrix); attention
-        (SASRec's blocks over them; the vector behind the last item).
+    history: none; mean (the sum of the item vectors over (their number + `history_prior`) ** `history_power`, through
+        a matrix); attention (SASRec's blocks over them; the vector behind the last item).
     history_of: what stands in a training pair's history: past (the last items before it) or others (any of the user's
         but its own, earlier or later: for splits that know no time); None: past where train has timestamps.
     length: items of a history.
@@ -85,6 +85,8 @@ class TwoTower(Retriever):
         length: int = 50,
         num_blocks: int = 1,
         num_heads: int = 1,
+        history_power: float = 1.0,
+        history_prior: float = 10.0,
         history_dropout: float = 0.2,
         id_dropout: float = 0.1,
         dropout: float = 0.0,
@@ -100,12 +102,12 @@ class TwoTower(Retriever):
         table_lr: float = 0.3,
         weight_decay: float = 0.12,
         prior_count: float = 20.0,
-        feature_decay: float = 0.1,
+        feature_decay: float = 0.5,
         lr: float = 0.003,
-        dense_decay: float = 0.01,
+        dense_decay: float = 10.0,
         init_std: float = 0.1,
-        batch_size: int = 1024,
-        max_epochs: int = 30,
+        batch_size: int = 256,
+        max_epochs: int = 15,
     ) -> None:
         super().__init__(schema)
         counts = {"embedding_dim": embedding_dim, "num_blocks": num_blocks, "num_heads": num_heads, "length": length}
@@ -117,7 +119,7 @@ class TwoTower(Retriever):
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         decays = {"weight_decay": weight_decay, "prior_count": prior_count, "dense_decay": dense_decay}
-        decays["feature_decay"] = feature_decay
+        decays |= {"feature_decay": feature_decay, "history_power": history_power, "history_prior": history_prior}
         for name, value in (decays | {"num_hard": num_hard}).items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be below 0, got {value}")
@@ -152,6 +154,7 @@ class TwoTower(Retriever):
         self.automatic_optimization = False
         self.batch_options = {"length": length, "kind": "past" if history == "attention" else history_of}
         self.history, self.length = history, length
+        self.history_power, self.history_prior = history_power, history_prior
         self.scores_from_history = history != "none"
         self.history_dropout, self.id_dropout, self.dropout = history_dropout, id_dropout, dropout
         self.negatives, self.num_negatives, self.log_q = negatives, num_negatives, log_q
@@ -253,7 +256,7 @@ class TwoTower(Retriever):
             # An item that stands at no place, and so is added to none.
             nowhere_BL = local_BL.masked_fill(~there_BL, len(y_MD))
             sum_BD = F.embedding_bag(nowhere_BL, F.pad(y_MD, (0, 0, 0, 1)), mode="sum", padding_idx=len(y_MD))
-            return self.read(sum_BD * count_B.clamp(min=1)[:, None].rsqrt())
+            return self.read(sum_BD / (count_B + self.history_prior).clamp(min=1).pow(self.history_power)[:, None])
         # Items that were dropped leave no gap: those there come first, in their order.
         order_BL = (~there_BL).byte().argsort(dim=1, stable=True)
         there_BL, local_BL = there_BL.gather(1, order_BL), local_BL.gather(1, order_BL)
