@@ -180,6 +180,42 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1)
 
 
+class RowFeatures(nn.Module):
+    """The vectors of what is known of the rows of a table, as users or items: forward(row_N) -> fields_NFD.
+
+    The values of all rows are kept with the model (`describe`); `fields` embeds them, and rows of another table too.
+    """
+
+    def __init__(self, num_rows: int, columns: Sequence[Column], width: int) -> None:
+        super().__init__()
+        self.columns, self.width = tuple(columns), width
+        self.fields = FieldEmbeddings(columns, width) if columns else None
+        for place, c in enumerate(columns):
+            shape = (num_rows,) if c.width is None else (num_rows, c.width)
+            self.register_buffer(f"values_{place}", torch.zeros(shape, dtype=getattr(torch, c.dtype)))
+
+    def describe(self, rows: dict[str, Tensor]) -> None:
+        """Keep the features of all rows, tensors by column [rows, ...].
+
+        Raises:
+            ValueError: a column is missing or not of the shape that the schema says.
+        """
+        for place, c in enumerate(self.columns):
+            kept = getattr(self, f"values_{place}")
+            if c.name not in rows or rows[c.name].shape != kept.shape:
+                found = tuple(rows[c.name].shape) if c.name in rows else "nothing"
+                raise ValueError(f"feature {c.name!r} should be a tensor of shape {tuple(kept.shape)}, got {found}")
+            kept.copy_(rows[c.name])
+
+    def forward(self, row_N: Tensor) -> Tensor:
+        if self.fields is None:
+            return torch.zeros(len(row_N), 0, self.width, device=row_N.device)
+        fields_NFD: Tensor = self.fields(
+            {c.name: getattr(self, f"values_{p}")[row_N] for p, c in enumerate(self.columns)}
+        )
+        return fields_NFD
+
+
 class Dense(nn.Sequential):
     """Hidden layers of an MLP: linear, activation, dropout, again. out_features: how wide the last one is."""
 

@@ -8,6 +8,7 @@ looks at [B, L]: all else is computed for the T places that hold an item.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 from recsys.models import losses
 from recsys.models import negatives as draws
 from recsys.models.attention import Block, drop, last_items
-from recsys.models.base import Retriever
+from recsys.models.base import Retriever, RowBatch
+from recsys.models.layers import RowFeatures
+from recsys.models.optimizers import RowAdagrad
 from recsys.schema import NUM_RESERVED, PADDING, Interactions, Schema, UserBatch
 
 _WARMUP = 0.05  # of all steps
@@ -27,7 +30,8 @@ class SASRec(Retriever):
     """score(u, i) = <x_u, y_i>: x_u is what the blocks make of u's last items, y_i the embedding they start from.
 
     Blocks normalise before they attend. Positions are learned and counted from the end, so that the latest item
-    always has the same one. Users are known by the history of the batch alone.
+    always has the same one. Users are known by the history of the batch alone. With features an item's embedding is
+    that of its id plus the sum of its features' vectors.
 
     loss: softmax (cross-entropy over the whole catalogue; Klenitskiy and Vasilev, RecSys 2023), sampled_softmax
         (the same, estimated from draws with the logQ correction), gbce (Petrov and Macdonald, RecSys 2023), bce
@@ -37,7 +41,8 @@ class SASRec(Retriever):
         uniform with gbce. With bce the draws of each target, uniform. softmax needs none.
     gbce_t: calibration, from 0 (plain binary cross-entropy) to 1 (probabilities as if nothing were sampled). The
         logit is the score plus a constant, `offset`.
-    lr: of AdamW; rises over the first twentieth of the steps, then falls linearly to 0 over max_epochs.
+    lr: of AdamW; table_lr: of features' vectors, row-wise Adagrad. Both rise over the first twentieth of the steps,
+        then fall linearly to 0 over max_epochs.
 
     Raises:
         ValueError: an argument out of range.
@@ -45,6 +50,7 @@ class SASRec(Retriever):
 
     batches = "SequenceBatches"
     scores_from_history = True
+    takes_features = True
     compilable = ("compute_loss",)
 
     def __init__(
@@ -61,6 +67,7 @@ class SASRec(Retriever):
         popularity_power: float = 0.5,
         gbce_t: float = 0.75,
         lr: float = 0.006,
+        table_lr: float = 0.1,
         weight_decay: float = 0.3,
         init_std: float = 0.1,
         batch_size: int = 64,
@@ -76,7 +83,7 @@ class SASRec(Retriever):
             raise ValueError(f"embedding_dim={embedding_dim} cannot be divided among num_heads={num_heads}")
         if loss not in ("softmax", "sampled_softmax", "gbce", "bce"):
             raise ValueError(f"loss must be softmax, sampled_softmax, gbce or bce, got {loss}")
-        for name, value in {"lr": lr, "init_std": init_std}.items():
+        for name, value in {"lr": lr, "table_lr": table_lr, "init_std": init_std}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         for name, value in {"weight_decay": weight_decay, "popularity_power": popularity_power}.items():
@@ -93,9 +100,11 @@ class SASRec(Retriever):
         self.beta = gbce_beta(gbce_t, num_negatives, schema.num_items - NUM_RESERVED)
         # The logit that fits before anything is learnt: without it training lingers for long at popularity.
         self.offset = math.log(self.beta / num_negatives)
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.table_lr, self.weight_decay = lr, table_lr, weight_decay
         self.batch_size, self.max_epochs = batch_size, max_epochs
         self.items = nn.Embedding(schema.num_items, embedding_dim, padding_idx=PADDING)
+        columns = [c for c in schema.columns if c.role == "item_feature"]
+        self.features = RowFeatures(schema.num_items, columns, embedding_dim)
         self.positions = nn.Embedding(length, embedding_dim)
         self.blocks = nn.ModuleList(Block(embedding_dim, num_heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(embedding_dim)
@@ -117,14 +126,26 @@ class SASRec(Retriever):
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
         """[N, D]."""
-        return self.items(item_idx)
+        if not self.features.columns:
+            return self.items(item_idx)
+        # With features an item without a positive in train is what they say: its id has only ever been a negative.
+        ids_ND = self.items(item_idx).masked_fill((self.item_counts[item_idx] == 0)[:, None], 0)
+        return ids_ND + self.features(item_idx).sum(1)
 
-    def encode(self, sequence_BL: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What is known after each item, float [T, D], row by row; under dropout with a generator. L <= length."""
+    def describe(self, users: RowBatch, items: RowBatch) -> None:
+        """Keep the features of all items, tensors by column [I, ...]; those of users are not used."""
+        self.features.describe(items)
+
+    def encode(
+        self, sequence_BL: Tensor, generator: torch.Generator | None = None, y_TD: Tensor | None = None
+    ) -> Tensor:
+        """What is known after each item, float [T, D], row by row; under dropout with a generator. L <= length.
+        y_TD: the items' vectors row by row, where they are at hand."""
         there_BL = sequence_BL != PADDING
         column_L = torch.arange(sequence_BL.shape[1], device=sequence_BL.device)
         left_BL = there_BL.sum(1, keepdim=True) - 1 - column_L  # items behind each
-        x_TD = self.items(sequence_BL[there_BL]) + self.positions(left_BL[there_BL])
+        y_TD = self.encode_items(sequence_BL[there_BL]) if y_TD is None else y_TD
+        x_TD = y_TD + self.positions(left_BL[there_BL])
         x_TD = drop(x_TD, self.dropout, generator)
         for block in self.blocks:
             x_TD = block(x_TD, there_BL, self.dropout, generator)
@@ -132,8 +153,11 @@ class SASRec(Retriever):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), self.lr, betas=(0.9, 0.98), weight_decay=self.weight_decay)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        tables = [p for name, p in self.named_parameters() if name.endswith(".table")]
+        rest = [p for name, p in self.named_parameters() if not name.endswith(".table")]
+        adam = torch.optim.AdamW(rest, self.lr, betas=(0.9, 0.98), weight_decay=self.weight_decay)
+        return [adam, RowAdagrad(tables, lr=self.table_lr)] if tables else [adam]
 
     def observe(self, interactions: Interactions) -> None:
         super().observe(interactions)
@@ -152,29 +176,31 @@ class SASRec(Retriever):
             self.log_q_I = draws.popularity_log_q(self.item_counts, self.popularity_power)
         self.cdf_I = draws.cumulative(self.log_q_I)
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a global optimiser step."""
+    def share_at(self, step: int) -> float:
+        """The share of the learning rates at a global optimiser step."""
         warmup = max(_WARMUP * self.total_steps, 1)
-        return self.lr * max(min((step + 1) / warmup, 1 - step / self.total_steps), 0.0)
+        return max(min((step + 1) / warmup, 1 - step / self.total_steps), 0.0)
 
     def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
         """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrapper: Any = self.optimizers()
-        loss = self.train_steps(chunk, wrapper.optimizer)
-        wrapper.step()  # moves nothing, as no gradient is left: Lightning's wrapper is what counts global_step
+        wrappers: Any = self.optimizers()
+        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+        loss = self.train_steps(chunk, [wrapper.optimizer for wrapper in wrappers])
+        wrappers[0].step()  # moves nothing, as no gradient is left: Lightning's wrapper is what counts global_step
         self.log("train/loss", loss / len(chunk["sequence"]))
 
-    def train_steps(self, chunk: dict[str, Any], optimizer: torch.optim.Optimizer) -> Tensor:
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
         """The optimiser steps of a chunk; returns the sum of their mean losses."""
         total = torch.zeros((), device=self.device)
         for s, sequence_BL in enumerate(chunk["sequence"]):
             step = chunk["step"] + s
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr_at(step)
             loss = self.compute_loss(sequence_BL, draws.generator_at(chunk["seed"], step, self.device))
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                lr = self.table_lr if isinstance(optimizer, RowAdagrad) else self.lr
+                optimizer.param_groups[0]["lr"] = lr * self.share_at(step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
         return total
 
@@ -183,18 +209,21 @@ class SASRec(Retriever):
         wide = int((sequence_BL != PADDING).sum(1).max())
         target_BL = sequence_BL[:, 1:wide]
         input_BL = sequence_BL[:, : wide - 1].masked_fill(target_BL == PADDING, PADDING)
-        x_TD, target_T = self.encode(input_BL, generator), target_BL[target_BL != PADDING]
-        items_ID = self.items.weight
+        input_T, target_T = input_BL[input_BL != PADDING], target_BL[target_BL != PADDING]
         if self.loss == "softmax":
+            items_ID = self.encode_items(torch.arange(self.schema.num_items, device=self.device))
+            x_TD = self.encode(input_BL, generator, F.embedding(input_T, items_ID))
             return losses.full_softmax(x_TD @ items_ID[NUM_RESERVED:].T, target_T - NUM_RESERVED).mean()
-        positive_T = torch.linalg.vecdot(x_TD, self.items(target_T))
+        x_TD = self.encode(input_BL, generator)
+        positive_T = torch.linalg.vecdot(x_TD, self.encode_items(target_T))
         if self.loss == "bce":
             drawn_TN = draws.draw_by(self.cdf_I, (len(target_T), self.num_negatives), generator)
-            negative_TN = torch.linalg.vecdot(x_TD[:, None], self.items(drawn_TN))
+            drawn_TND = self.encode_items(drawn_TN.flatten()).view(*drawn_TN.shape, -1)
+            negative_TN = torch.linalg.vecdot(x_TD[:, None], drawn_TND)
             return gbce(positive_T, negative_TN, 1.0, target_T[:, None] == drawn_TN).mean()
         negative_N = draws.draw_by(self.cdf_I, (self.num_negatives,), generator)
         hit_TN = target_T[:, None] == negative_N
-        negative_TN = x_TD @ self.items(negative_N).T
+        negative_TN = x_TD @ self.encode_items(negative_N).T
         if self.loss == "gbce":
             return gbce(positive_T + self.offset, negative_TN + self.offset, self.beta, hit_TN).mean()
         return losses.sampled_softmax(positive_T, negative_TN, self.log_q_I[negative_N], hit_TN).mean()

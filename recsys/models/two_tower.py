@@ -21,7 +21,7 @@ from recsys.models import losses
 from recsys.models import negatives as draws
 from recsys.models.attention import Block, drop, last_items
 from recsys.models.base import Retriever, RowBatch
-from recsys.models.layers import Dense, FieldEmbeddings
+from recsys.models.layers import Dense, RowFeatures
 from recsys.models.optimizers import RowAdagrad
 from recsys.schema import NUM_RESERVED, PADDING, UNKNOWN, Column, Interactions, Schema, UserBatch
 
@@ -170,7 +170,7 @@ class TwoTower(Retriever):
         self.items = Tower(schema.num_items, item_columns, D + 1, hidden, init_std, item_ids)
         with torch.no_grad():
             for name, table in self.items.named_parameters():
-                if name in ("ids", "fields.lookups.table"):
+                if name in ("ids", "features.fields.lookups.table"):
                     table[:, D] = 0  # every item begins with the same bias
         if history != "none":
             self.read = nn.Linear(D, D, bias=False)
@@ -192,13 +192,13 @@ class TwoTower(Retriever):
 
     def describe(self, users: RowBatch, items: RowBatch) -> None:
         """Keep the features of all users and items, tensors by column [U, ...] and [I, ...]. Called before training."""
-        self.users.describe(users)
-        self.items.describe(items)
+        self.users.features.describe(users)
+        self.items.features.describe(items)
 
     def personal(self, batch: UserBatch) -> Tensor:
         """Users with a positive in train, with a history that tells something, or known by features."""
         known_B = self.user_counts.index_select(0, batch["user_idx"]) > 0
-        if self.users.columns:
+        if self.users.features.columns:
             known_B |= batch["user_idx"] > UNKNOWN
         return known_B | super().personal(batch) if self.scores_from_history else known_B
 
@@ -212,8 +212,14 @@ class TwoTower(Retriever):
 
     @torch.no_grad()
     def encode_new_items(self, rows: RowBatch) -> Tensor:
-        """[N, W] of items that are not in the catalogue, by features alone. rows: item features by column."""
-        return self._finished(self.items.deepen(self.items.features(rows)))
+        """[N, W] of items that are not in the catalogue, by features alone. rows: item features by column.
+
+        Raises:
+            ValueError: the model has no features of items.
+        """
+        if (fields := self.items.features.fields) is None:
+            raise ValueError("this model was trained without features of items: give features=… to train")
+        return self._finished(self.items.deepen(fields(rows).sum(1)))
 
     def _encode(self, user_B: Tensor, history_BL: Tensor) -> Tensor:
         """User vectors, [B, W]."""
@@ -455,49 +461,19 @@ class Tower(nn.Module):
         self, num_rows: int, columns: Sequence[Column], width: int, hidden: Sequence[int], init_std: float, ids: bool
     ) -> None:
         super().__init__()
-        self.columns, self.width = tuple(columns), width
         self.ids = nn.Parameter(init_std * torch.randn(num_rows, width)) if ids else None
-        self.fields = FieldEmbeddings(columns, width) if columns else None
+        self.features = RowFeatures(num_rows, columns, width)
         self.deep = nn.Sequential(Dense(width, hidden), nn.Linear(hidden[-1], width)) if hidden else None
-        for place, c in enumerate(columns):
-            shape = (num_rows,) if c.width is None else (num_rows, c.width)
-            self.register_buffer(f"feature_{place}", torch.zeros(shape, dtype=getattr(torch, c.dtype)))
-
-    def describe(self, rows: RowBatch) -> None:
-        """Keep the features of all rows.
-
-        Raises:
-            ValueError: a column is missing or not of the shape that the schema says.
-        """
-        for place, c in enumerate(self.columns):
-            kept = getattr(self, f"feature_{place}")
-            if c.name not in rows or rows[c.name].shape != kept.shape:
-                found = tuple(rows[c.name].shape) if c.name in rows else "nothing"
-                raise ValueError(f"feature {c.name!r} should be a tensor of shape {tuple(kept.shape)}, got {found}")
-            kept.copy_(rows[c.name])
 
     def forward(self, row_N: Tensor, known_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of id and features, [N, width]; the ids in them, zeros where not known; and the features' vectors in
         them, [N, F, width]."""
-        ids_ND = torch.zeros(len(row_N), self.width, device=row_N.device)
+        fields_NFD = self.features(row_N)
+        ids_ND = torch.zeros(len(row_N), self.features.width, device=row_N.device)
         if self.ids is not None:
             place_n = known_N.nonzero()[:, 0]
             ids_ND = ids_ND.index_add(0, place_n, F.embedding(row_N[place_n], self.ids, sparse=True))
-        if self.fields is None:
-            return ids_ND, ids_ND, ids_ND[:, None][:, :0]
-        kept = {c.name: getattr(self, f"feature_{place}")[row_N] for place, c in enumerate(self.columns)}
-        fields_NFD = self.fields(kept)
         return ids_ND + fields_NFD.sum(1), ids_ND, fields_NFD
-
-    def features(self, rows: RowBatch) -> Tensor:
-        """The features' part alone, [N, width].
-
-        Raises:
-            ValueError: there are no features.
-        """
-        if self.fields is None:
-            raise ValueError("this model was trained without features of items: give features=… to train")
-        return self.fields(rows).sum(1)
 
     def deepen(self, x_ND: Tensor) -> Tensor:
         """x plus what the hidden layers make of it."""

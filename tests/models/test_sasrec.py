@@ -15,8 +15,9 @@ from recsys import config
 from recsys.data.batches import SequenceBatches
 from recsys.models import negatives as draws
 from recsys.models.attention import last_items
+from recsys.models.optimizers import RowAdagrad
 from recsys.models.sasrec import SASRec, gbce, gbce_beta
-from recsys.schema import NUM_RESERVED, PADDING, Interactions, Schema
+from recsys.schema import NUM_RESERVED, PADDING, Column, Interactions, Schema
 from recsys.training import train
 from recsys.watch import Interrupted, Watch
 
@@ -53,10 +54,10 @@ def make(cycle, seed=0, **arguments):
 
 def fit(model, interactions, seed=0):
     source = SequenceBatches(interactions, model.batch_size, seed, **model.batch_options, steps_per_chunk=3)
-    optimizer = model.configure_optimizers()
+    optimizers = model.configure_optimizers()
     for epoch in range(model.max_epochs):
         for chunk in source.chunks(epoch):
-            model.train_steps(chunk, optimizer)
+            model.train_steps(chunk, optimizers)
     return model
 
 
@@ -207,21 +208,22 @@ def test_resuming_at_any_chunk_is_exact_and_seeds_differ(cycle, loss):
     source = SequenceBatches(cycle, 16, seed=7, length=LENGTH, steps_per_chunk=2)
     assert len(source) > 2
     model, stored = make(cycle, loss=loss), []
-    optimizer = model.configure_optimizers()
+    optimizers = model.configure_optimizers()
     for epoch in range(3):
         for chunk in source.chunks(epoch):
-            stored.append(copy.deepcopy((model.state_dict(), optimizer.state_dict())))
-            model.train_steps(chunk, optimizer)
+            stored.append(copy.deepcopy((model.state_dict(), [o.state_dict() for o in optimizers])))
+            model.train_steps(chunk, optimizers)
     for stop in (1, 2, len(source) + 1, len(stored) - 1):
         again = make(cycle, seed=99, loss=loss)
-        optimizer = again.configure_optimizers()
+        optimizers = again.configure_optimizers()
         again.load_state_dict(stored[stop][0])
-        optimizer.load_state_dict(stored[stop][1])
+        for optimizer, state in zip(optimizers, stored[stop][1], strict=True):
+            optimizer.load_state_dict(state)
         torch.manual_seed(1234)  # the global generator must not matter
         first, start = divmod(stop, len(source))
         for epoch in range(first, 3):
             for chunk in source.chunks(epoch, start if epoch == first else 0):
-                again.train_steps(chunk, optimizer)
+                again.train_steps(chunk, optimizers)
         assert torch.equal(weights(again), weights(model))
     assert torch.equal(weights(fit(make(cycle, loss=loss), cycle)), weights(fit(make(cycle, loss=loss), cycle)))
     assert not torch.equal(weights(fit(make(cycle, loss=loss), cycle, seed=8)), weights(model))
@@ -267,7 +269,7 @@ def test_the_learning_rate_rises_and_falls_to_zero_over_the_steps_of_the_source(
     model = make(cycle, max_epochs=50, lr=0.1)
     steps = 50 * SequenceBatches(cycle, 16, seed=0, length=LENGTH).steps_per_epoch
     assert model.total_steps == steps
-    rates = [model.lr_at(step) for step in range(steps + 1)]
+    rates = [0.1 * model.share_at(step) for step in range(steps + 1)]
     assert 0 < rates[0] < max(rates) == pytest.approx(0.1, rel=0.06)
     assert rates.index(max(rates)) == pytest.approx(steps / 20, abs=2)
     assert rates[steps // 2] == pytest.approx(0.05)
@@ -299,3 +301,29 @@ def test_what_means_nothing_is_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         SASRec(SCHEMA, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_with_features_an_items_vector_is_its_ids_and_theirs(cycle):
+    """An item that nobody has liked is its features alone; and a checkpoint holds them."""
+    topic = Column("topic", "item_feature", "int64", 5)
+    schema = Schema((*Schema.of(cycle.num_rows, cycle.num_items).columns, topic))
+    values = torch.arange(cycle.num_items) % 5
+    cold = Interactions.from_pairs(
+        cycle.row_idx(), cycle.item_idx.clamp(max=NUM_RESERVED + 5), num_rows=cycle.num_rows, num_items=cycle.num_items
+    )
+    torch.manual_seed(0)
+    model = SASRec(schema, embedding_dim=8, length=LENGTH)
+    model.describe({}, {"topic": values})
+    model.observe(cold)
+    ids = model.items.weight * (cold.item_counts() > 0)[:, None]
+    expected = ids + model.features.fields({"topic": values}).sum(1)
+    torch.testing.assert_close(model.encode_items(torch.arange(cycle.num_items)), expected)
+    again = SASRec(schema, embedding_dim=8, length=LENGTH)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.encode_items(torch.arange(9)), model.encode_items(torch.arange(9)))
+    loss = model.compute_loss(torch.tensor([[4, 5, 6, 7]]), draws.generator_at(0, 0))
+    loss.backward()
+    assert model.features.fields.lookups.table.grad is not None
+    first, second = model.configure_optimizers()
+    assert isinstance(first, torch.optim.AdamW)
+    assert isinstance(second, RowAdagrad)

@@ -79,7 +79,7 @@ def batch_of(user: Tensor, train: Interactions = TRAIN) -> dict[str, Any]:
 
 def naive_items(model: TwoTower) -> np.ndarray:
     """Every item's vector and bias, float64 [I, D + 1]: an id where train has a positive, and its features' vectors."""
-    fields = model.items.fields
+    fields = model.items.features.fields
     _, rows = features()
     with torch.no_grad():
         vectors = fields(rows).double().sum(1).numpy()  # type: ignore[misc]
@@ -91,7 +91,7 @@ def naive_items(model: TwoTower) -> np.ndarray:
 def naive_user(model: TwoTower, user: int, items: list[int]) -> np.ndarray:
     users, _ = features()
     with torch.no_grad():
-        x = model.users.fields(users).double().sum(1)[user].numpy()  # type: ignore[misc]
+        x = model.users.features.fields(users).double().sum(1)[user].numpy()  # type: ignore[misc]
         if int(TRAIN.row_counts()[user]):
             x = x + model.users.ids.double()[user].numpy()  # type: ignore[union-attr]
     if items:
