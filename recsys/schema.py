@@ -226,6 +226,10 @@ class Prefixes:
         """Rows start..stop, laid out."""
         return self.pairs.select(self.row[start:stop], self.length[start:stop])
 
+    def select(self, row: Tensor) -> Prefixes:
+        """The given rows, in the given order, repeats allowed. row: int64 [B]."""
+        return Prefixes(self.pairs, self.row[row], self.length[row])
+
     def to(self, device: torch.device | str) -> Prefixes:
         """The same rows on another device."""
         return Prefixes(self.pairs.to(device), self.row.to(device), self.length.to(device))
@@ -287,6 +291,23 @@ class Queries:
             self.candidates,
             None if self.query_key is None else self.query_key[start:stop],
             None if self.lists is None else self.lists.rows(start, stop),
+        )
+
+    def about(self, items: Tensor) -> Queries:
+        """The queries with a relevant item among `items`, bool [I]; for them nothing else is relevant."""
+        chosen = items[self.relevant.item_idx]
+        row, item_idx = self.relevant.row_idx()[chosen], self.relevant.item_idx[chosen]
+        asked, place = row.unique(return_inverse=True)
+        return Queries(
+            self.user_idx[asked],
+            self.user_key[asked],
+            self.history.select(asked),
+            Interactions.from_pairs(place, item_idx, num_rows=len(asked), num_items=self.num_items),
+            torch.zeros_like(asked),
+            self.warm[asked],
+            self.candidates,
+            None if self.query_key is None else self.query_key[asked],
+            None if self.lists is None else self.lists.select(asked),
         )
 
     def blocks(self, size: int) -> Iterator[Queries]:

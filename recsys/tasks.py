@@ -105,13 +105,19 @@ class Retrieval:
         return validate
 
     def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
-        """Metrics of the test part, one row a query, and counts."""
-        found = self.evaluate(score=self.model.scorer_with_fallback(), queries=self.data.test)
+        """Metrics of the test part, one row a query, and counts. Under cold_items only what had no positive before the
+        cut is relevant, to those queries that have such."""
+        score = self.model.scorer_with_fallback()
+        found = self.evaluate(score=score, queries=self.data.test)
         metrics = flat(found.metrics, found.intervals, found.warm)
         metrics |= {"evaluation/seconds": round(found.seconds, 3), "evaluation/queries": len(found.per_user)}
         metrics |= {"evaluation/users": found.per_user["user_key"].n_unique(), "queries": self.data.queries}
         metrics["candidates"] = self.data.ranked
-        return metrics, found.per_user, found.counts
+        cold = self.data.test.about(self.data.history.item_counts() == 0)
+        if len(cold):
+            alone = self.evaluate(score=score, queries=cold, num_replicates=0)
+            metrics |= flat(alone.metrics, {}, {}, prefix="test/cold_items")
+        return metrics, found.per_user, found.counts | {"cold_item_queries": len(cold)}
 
     def measure_run(self, run: Run) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
         """The same for the model of a finished run."""

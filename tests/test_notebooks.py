@@ -107,3 +107,63 @@ def test_features(tmp_path: Path) -> None:
     assert all(speed > 0.01 for speed in figures["hash_gb_per_second_cpu"].values())
     assert figures.get("gpu_equal", True)
     assert len(charts(notebook)) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_retrieval(tmp_path: Path) -> None:
+    notebook = execute("04_retrieval.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"recall')))
+    recall, clicks = figures["recall"], figures["clicks"]
+    assert all(0 < share < 1 for share in (*recall.values(), *clicks.values()))
+    for name in ("als", "two_tower", "in_batch, logQ"):
+        assert recall[name] > 0.45 > 0.35 > recall["popularity"]
+    for name in ("tags", "sasrec"):
+        assert recall[name] > 1.3 * recall["popularity"]
+    assert all(share > 2 * clicks["popularity"] for name, share in clicks.items() if name != "popularity")
+    # Corrected, the batch's negatives do what all videos do; uncorrected they cost recall and push down the popular.
+    head = {name: of["the head"] for name, of in figures["popular"].items()}
+    assert abs(recall["in_batch, logQ"] - recall["two_tower"]) < 0.05
+    assert abs(head["in_batch, logQ"] - head["two_tower"]) < 0.1
+    assert recall["in_batch, no logQ"] < 0.75 * recall["in_batch, logQ"]
+    assert head["in_batch, no logQ"] < 0.5 * head["in_batch, logQ"]
+    near = figures["neighbours"]
+    assert near["two_tower"] > near["als"] > 10 * near["chance"]
+    assert near["two_tower, cold"] > 0.8
+    cold = figures["cold"]
+    assert cold["als"]["length, cold"] == 0 < cold["two_tower"]["length, cold"]
+    assert cold["als"]["cold clicks found"] == 0
+    assert cold["log oracle"]["cold clicks found"] > 0.2 * cold["log oracle"]["of"]
+    assert all(0.2 < figures["next"][name] < 1 for name in ("tags", "sasrec", "als", "two_tower"))
+    assert figures["next"]["popularity"] < 0.2
+    assert len(charts(notebook)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ranking(tmp_path: Path) -> None:
+    notebook = execute("05_ranking.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"rate')))
+    assert 0.015 < figures["rate"] < 0.025
+    bayes, rankers = figures["bayes"], figures["metrics"]
+    for found in rankers.values():
+        assert bayes["log_loss"] < found["log_loss"] < figures["base_log_loss"]
+        assert 0.6 < found["auc"] < bayes["auc"]
+    closed = {name: found["gap_closed"] for name, found in rankers.items()}
+    assert 0.05 < closed["logistic"] < closed["dcn"] < closed["dcn, position"] < 0.7
+    assert metrics(tmp_path, "ranking_dcn")["test/gap_closed"] == closed["dcn"]
+    # What a tenth of the negatives, a weight and focal loss do to the mean of the predictions, and what puts it right.
+    shift = figures["calibration"]
+    for name in ("a tenth of the negatives", "positive_weight=10"):
+        assert 5 < shift[name] < 10
+    for name in ("corrected", "positive_weight=10, odds / 10", "true probability"):
+        assert 0.8 < shift[name] < 1.2
+    assert shift["loss=focal"] > 1.6
+    known = figures["knowledge"]
+    assert 0.2 < known["dcn"]["correlation"] < known["dcn, position"]["correlation"] < 0.8
+    assert figures["watch"]["mmoe"]["smape"] < figures["watch"]["median"]["smape"] < 2
+    assert abs(figures["listwise"]["grouped_auc"] - rankers["dcn"]["grouped_auc"]) < 0.05
+    assert figures["drift"]["updated"] < figures["drift"]["left alone"]
+    assert len(charts(notebook)) == 7

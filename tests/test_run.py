@@ -9,6 +9,7 @@ import pytest
 
 import recsys
 from recsys.comparison import compare, labels
+from recsys.notebook import plot_shares
 from recsys.run import read_user_ids
 from recsys.training import evaluate
 
@@ -123,6 +124,28 @@ def test_plots_hold_the_numbers(runs: dict[str, recsys.Run]) -> None:
     assert [point["epoch"] for point in points] == list(range(1, 17))
     with pytest.raises(ValueError, match="no run logged val/recall@7"):
         recsys.plot_curves([runs["als"]], "val/recall@7")
+    with pytest.raises(ValueError, match="has no oracle/recall@3"):
+        plot_shares([runs["als"]], k=3)
+
+
+def test_shares_are_those_of_a_world(tmp_path: Path) -> None:
+    small = ("data=world", "world.num_users=200", "world.num_videos=400", *QUIET)
+    words = {"popularity": ("model=popularity",), "als": ("model=als",), "als again": ("model=als", "seed=1")}
+    runs = [recsys.train(*more, *small, f"hydra.run.dir={tmp_path / name}") for name, more in words.items()]
+    drawn = plot_shares(runs, ["popularity", "als", "als"], k=3).to_dict()
+    rows = [row for data in drawn["datasets"].values() for row in data]
+    bars = {(row["label"], row["of"]): row for row in rows}
+    assert len(bars) == len(rows) == 4
+    found = [
+        {"recall": m["test/recall@3"] / m["oracle/recall@3"], "clicks": m["utility/clicks@3"] / m["best/clicks@3"]}
+        for m in (run.metrics for run in runs)
+    ]
+    for name, of in (("popularity", found[:1]), ("als", found[1:])):
+        recall, clicks = bars[name, "recall, of the oracle's"], bars[name, "clicks, of the best lists'"]
+        assert recall["share"] == pytest.approx(sum(each["recall"] for each in of) / len(of))
+        assert recall["low"] < recall["share"] < recall["high"]
+        assert clicks["share"] == pytest.approx(sum(each["clicks"] for each in of) / len(of))
+        assert clicks["low"] is None
 
 
 def test_pandas_and_polars_frames_give_the_same_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from recsys.data import readers, splits
 from recsys.data.checks import DataError
 from recsys.data.datamodule import RecDataModule, fingerprint
 from recsys.features.vocabulary import id_keys
+from recsys.schema import NUM_RESERVED, Interactions, Queries
 
 
 def naive_queries(before, after, module, items_known):
@@ -227,3 +228,26 @@ def test_adjacency_from_the_config_takes_the_given_split(tmp_path):
     module = RecDataModule(instantiate(config.data), instantiate(config.split), seed=0)
     assert module.test.num_cold_relevant.tolist() == [1]
     assert other.split._target_.endswith(".random")
+
+
+def test_queries_about_some_items_have_nothing_else_relevant() -> None:
+    queries = Queries(
+        user_idx=torch.tensor([2, 3, 4]),
+        user_key=torch.tensor([20, 30, 40]),
+        history=Interactions.from_pairs(torch.tensor([0, 2, 2]), torch.tensor([2, 3, 4]), num_rows=3, num_items=9),
+        relevant=Interactions.from_pairs(
+            torch.tensor([0, 0, 1, 2, 2]), torch.tensor([5, 6, 7, 6, 8]), num_rows=3, num_items=9
+        ),
+        num_cold_relevant=torch.tensor([1, 0, 2]),
+        warm=torch.tensor([True, False, True]),
+        candidates=torch.arange(9) >= NUM_RESERVED,
+    )
+    items = torch.zeros(9, dtype=torch.bool)
+    items[[6, 8]] = True
+    found = queries.about(items)
+    assert found.user_key.tolist() == [20, 40]
+    assert found.relevant.indptr.tolist() == [0, 1, 3]
+    assert found.relevant.item_idx.tolist() == [6, 6, 8]
+    assert found.history.rows(1, 2).item_idx.tolist() == [3, 4]
+    assert found.num_cold_relevant.tolist() == [0, 0]
+    assert len(queries.about(torch.zeros(9, dtype=torch.bool))) == 0
