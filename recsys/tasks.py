@@ -7,6 +7,7 @@ part, and files in the run directory. Neither names a model or a data set.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,13 @@ class Retrieval:
             self.model.describe(
                 self.pipeline.transform(users, ["user_feature"]), self.pipeline.transform(items, ["item_feature"])
             )
+        self._date(self.data.split.validation_cut or self.data.split.test_cut)
         return self.model
+
+    def _date(self, now: datetime | None) -> None:
+        """Tell the model when items came and as of when it is asked, where both are known."""
+        if now is not None and (came_I := self.data.came) is not None:
+            self.model.date(came_I.to(self.model.device), int(now.timestamp() * 1_000_000))
 
     def observe(self) -> None:
         """Tell the model what it will learn from."""
@@ -107,6 +114,7 @@ class Retrieval:
     def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
         """Metrics of the test part, one row a query, and counts. Under cold_items only what had no positive before the
         cut is relevant, to those queries that have such."""
+        self._date(self.data.split.test_cut)
         score = self.model.scorer_with_fallback()
         found = self.evaluate(score=score, queries=self.data.test)
         metrics = flat(found.metrics, found.intervals, found.warm)

@@ -264,7 +264,8 @@ class SequenceBatches(_Batches):
 
 class HistoryBatches(_Batches):
     """Every (user, item) pair once an epoch, each with what else its user liked: {"user_idx": int64 [S, B],
-    "item_idx": int64 [S, B], "history": int64 [S, B, L], "samples": S * B, "seed", "step"}; see `_Batches`.
+    "item_idx": int64 [S, B], "history": int64 [S, B, L], "samples": S * B, "seed", "step"}, and where times are known
+    "timestamp": int64 [S, B], microseconds; see `_Batches`.
 
     The items of a history stand from column 0 on, padding behind them:
         past: the last L of before the pair's moment, in order of time, items of one moment in an order drawn anew each
@@ -306,6 +307,7 @@ class HistoryBatches(_Batches):
         self.kind = kind
         self.user_idx = interactions.row_idx()  # [Z]
         self.item_idx = interactions.item_idx  # [Z]
+        self.time_Z = interactions.timestamp  # [Z]
         self.first_Z = interactions.indptr[self.user_idx]  # where the user's items begin
         self.count_Z = interactions.row_counts()[self.user_idx]  # how many they are
         self.moment_Z = _moments(interactions)
@@ -337,6 +339,8 @@ class HistoryBatches(_Batches):
                 outside_SBL = self.column_L >= count_SB1 - 1
             history = item_Z[place_SBL.clamp(max=len(item_Z) - 1)].masked_fill(outside_SBL, PADDING)
             pairs = {"user_idx": self.user_idx[row_SB], "item_idx": self.item_idx[row_SB]}
+            if self.time_Z is not None:
+                pairs["timestamp"] = self.time_Z[row_SB]
             return {**pairs, "history": history, "samples": row_SB.numel()}
 
         return take

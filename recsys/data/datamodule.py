@@ -115,6 +115,19 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
         )
 
     @cached_property
+    def came(self) -> Tensor | None:
+        """From when each item could be recommended, int64 [I] microseconds since 1970; -1 where the item table does not
+        say. None where it has no timestamps."""
+        items = self.log.items
+        if items is None or TIMESTAMP not in items.collect_schema():
+            return None
+        known = items.select(ITEM_ID, pl.col(TIMESTAMP).cast(pl.Datetime("us", "UTC"))).drop_nulls().collect()
+        came_I = torch.full((len(self.items),), -1)
+        came_I[self.items.encode(known[ITEM_ID])] = _int64(known[TIMESTAMP].to_physical())
+        came_I[:NUM_RESERVED] = -1
+        return came_I
+
+    @cached_property
     def train_events(self) -> pl.DataFrame:
         """All train rows, negatives too: user_idx, item_idx, timestamp, label and kept columns, sorted."""
         rows = self.split.train

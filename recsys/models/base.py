@@ -74,6 +74,10 @@ class Retriever(pl.LightningModule):
         """Keep the features of users and items, tensors by column [U, ...] and [I, ...]. Called before `observe`."""
         raise NotImplementedError(f"{type(self).__name__} takes no features")
 
+    def date(self, came_I: Tensor, now: int) -> None:
+        """Told before training and before measuring when items came, int64 [I] microseconds since 1970 (-1: not known),
+        and as of when scores are asked. Models that know no time let it pass."""
+
     def encode_users(self, batch: UserBatch) -> Tensor:
         """User vectors, float [B, D]."""
         raise NotImplementedError(f"{type(self).__name__} is not an inner-product model")

@@ -29,6 +29,10 @@ from recsys.schema import NUM_RESERVED, PADDING, UNKNOWN, Column, Interactions, 
 Search = Callable[[Tensor, int], Tensor]
 
 _WARMUP = 0.05  # of all steps
+_DAY = 24 * 60 * 60 * 1_000_000  # microseconds
+_AGES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 10.0, 14.0, 21.0, 30.0, 60.0, 120.0, 365.0)  # days, where a bias ends
+_AGE_RATE = 10.0  # their learning rate in lr: a bias has further to go than a matrix's entries, by steps as small
+_NOT_YET = -20.0  # what is added to the logit of an item that is yet to come
 
 
 class TwoTower(Retriever):
@@ -42,6 +46,9 @@ class TwoTower(Retriever):
         a matrix); attention (SASRec's blocks over them; the vector behind the last item).
     history_of: what stands in a training pair's history: past (the last items before it) or others (any of the user's
         but its own, earlier or later: for splits that know no time); None: past where train has timestamps.
+    age: whether a bias of the item's age is added, as of each pair in training and as of the cut in scores (the example
+        age of Covington et al., section 3.3): what is fresh gets shown more, and what came late has had little time to
+        gather positives. Needs timestamps of pairs and of items.
     length: items of a history.
     history_dropout: share of its items left out at a step. id_dropout: of the ids, whole; so features and histories
         learn to speak for rows that have no id. dropout: of single numbers of the user's vector.
@@ -69,6 +76,8 @@ class TwoTower(Retriever):
     takes_features = True
     searched_ID: Tensor
     last_step_I: Tensor
+    came_I: Tensor
+    now: Tensor
     gap_I: Tensor
     compilable = ("_full_softmax",)
 
@@ -80,6 +89,7 @@ class TwoTower(Retriever):
         hidden: Sequence[int] = (),
         user_ids: bool = True,
         item_ids: bool = True,
+        age: bool = False,
         history: Literal["none", "mean", "attention"] = "mean",
         history_of: Literal["past", "others"] | None = None,
         length: int = 50,
@@ -179,6 +189,11 @@ class TwoTower(Retriever):
             self.positions = nn.Parameter(init_std * torch.randn(length, D))
             self.blocks = nn.ModuleList(Block(D, num_heads) for _ in range(num_blocks))
             self.norm = nn.LayerNorm(D)
+        if age:
+            self.age_bias = nn.Parameter(torch.zeros(len(_AGES) + 2))  # of unknown age, then by age
+            self.register_buffer("came_I", torch.full((schema.num_items,), -1, dtype=torch.int64))
+            self.register_buffer("now", torch.zeros((), dtype=torch.int64))
+        self.age = age
         self.build_index: Callable[[Tensor], Search] = exact_search
         self.search: Search | None = None
         if num_hard:
@@ -195,6 +210,12 @@ class TwoTower(Retriever):
         self.users.features.describe(users)
         self.items.features.describe(items)
 
+    def date(self, came_I: Tensor, now: int) -> None:
+        """Keep when items came and as of when they are scored, in microseconds; -1: not known."""
+        if self.age:
+            self.came_I.copy_(came_I)
+            self.now.fill_(now)
+
     def personal(self, batch: UserBatch) -> Tensor:
         """Users with a positive in train, with a history that tells something, or known by features."""
         known_B = self.user_counts.index_select(0, batch["user_idx"]) > 0
@@ -208,7 +229,28 @@ class TwoTower(Retriever):
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
         """[N, W]: the vector and the bias."""
-        return self._finished(self._items(item_idx)[0])
+        y_NW = self._finished(self._items(item_idx)[0])
+        if not self.age:
+            return y_NW
+        came_N = self.came_I[item_idx]
+        return self._older(y_NW, self._age_bias((self.now - came_N).clamp(min=0), came_N))
+
+    def _older(self, y_NW: Tensor, bias_N: Tensor) -> Tensor:
+        return torch.cat([y_NW[:, :-1], y_NW[:, -1:] + bias_N[:, None]], 1)
+
+    def _age_bias(self, age: Tensor, came: Tensor) -> Tensor:
+        """The bias of ages in microseconds, of items that came at `came` (-1: not known)."""
+        edges = torch.tensor(_AGES, device=age.device)
+        bucket = (torch.bucketize(age / _DAY, edges, right=True) + 1).masked_fill(came < 0, 0)
+        return self.age_bias[bucket].masked_fill((age < 0) & (came >= 0), _NOT_YET)
+
+    def _aged(self, time_B: Tensor | None, item: Tensor) -> Tensor:
+        """The biases of items' ages at the time of each pair, [B, N]; 0 of all without `age`. item: int64 [N], or
+        [B, N]."""
+        if not self.age or time_B is None:
+            return torch.zeros((), device=item.device)
+        came = self.came_I[item].expand(len(time_B), -1)
+        return self._age_bias(time_B[:, None] - came, came)
 
     @torch.no_grad()
     def encode_new_items(self, rows: RowBatch) -> Tensor:
@@ -219,7 +261,8 @@ class TwoTower(Retriever):
         """
         if (fields := self.items.features.fields) is None:
             raise ValueError("this model was trained without features of items: give features=… to train")
-        return self._finished(self.items.deepen(fields(rows).sum(1)))
+        y_NW = self._finished(self.items.deepen(fields(rows).sum(1)))
+        return self._older(y_NW, self.age_bias[1].expand(len(y_NW))) if self.age else y_NW
 
     def _encode(self, user_B: Tensor, history_BL: Tensor) -> Tensor:
         """User vectors, [B, W]."""
@@ -284,12 +327,17 @@ class TwoTower(Retriever):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         tables = [p for name, p in self.named_parameters() if name.rpartition(".")[2] in ("ids", "table")]
-        rest = [p for name, p in self.named_parameters() if name.rpartition(".")[2] not in ("ids", "table")]
+        rest = [p for name, p in self.named_parameters() if name.rpartition(".")[2] not in ("ids", "table", "age_bias")]
+        groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
+        if self.age:
+            groups.append({"params": [self.age_bias], "weight_decay": 0.0, "rate": _AGE_RATE})
         found: list[torch.optim.Optimizer] = [RowAdagrad(tables, lr=self.table_lr)] if tables else []
-        return [*found, torch.optim.AdamW(rest, self.lr, weight_decay=self.dense_decay)] if rest else found
+        return [*found, torch.optim.AdamW(groups, self.lr, weight_decay=self.dense_decay)] if groups else found
 
     def observe(self, interactions: Interactions) -> None:
         super().observe(interactions)
+        if self.age and (interactions.timestamp is None or not int(self.now)):
+            raise ValueError("age=true needs a split by time, timestamps of the log, and of items in their table")
         self.liked_key_Z = (interactions.row_idx() * self.schema.num_items + interactions.item_idx).sort().values
         self.prepare()
 
@@ -325,8 +373,11 @@ class TwoTower(Retriever):
             for optimizer in optimizers:
                 is_tables = isinstance(optimizer, RowAdagrad)
                 rise = 1.0 if is_tables else min((step + 1) / max(_WARMUP * self.total_steps, 1), 1.0)
-                optimizer.param_groups[0]["lr"] = min(rise, fall) * (self.table_lr if is_tables else self.lr)
-            loss_B, decay = self.compute_loss(user_B, item_B, history_BL, chunk["seed"], step)
+                for group in optimizer.param_groups:
+                    rate = self.table_lr if is_tables else self.lr * group.get("rate", 1.0)
+                    group["lr"] = min(rise, fall) * rate
+            time_B = chunk["timestamp"][s] if "timestamp" in chunk else None
+            loss_B, decay = self.compute_loss(user_B, item_B, history_BL, chunk["seed"], step, time_B)
             (loss_B.sum() + decay).backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -335,9 +386,16 @@ class TwoTower(Retriever):
         return total
 
     def compute_loss(
-        self, user_B: Tensor, item_B: Tensor, history_BL: Tensor, seed: int, step: int
+        self,
+        user_B: Tensor,
+        item_B: Tensor,
+        history_BL: Tensor,
+        seed: int,
+        step: int,
+        time_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """loss_B of a step, and the summed decay of the id rows of its positives. step is the global number."""
+        """loss_B of a step, and the summed decay of the rows of its positives. step is the global number; time_B: of
+        the pairs, microseconds."""
         generator = draws.generator_at(seed, step, item_B.device)
         if self.log_q == "streaming":
             self._count(item_B, step)
@@ -356,8 +414,8 @@ class TwoTower(Retriever):
         decay = decay + self._decay(times_M, self.item_decay_I[row_M], *item_parts)
         y_MW = self._finished(y_MW)
         if self.negatives == "all":
-            return self._full_softmax(x_BW, y_MW, user_B, item_B), decay
-        return self._sampled_softmax(x_BW, y_MW, user_B, row_M, (own_B, shared_N, hard_BH)), decay
+            return self._full_softmax(x_BW, y_MW, user_B, item_B, time_B), decay
+        return self._sampled_softmax(x_BW, y_MW, user_B, row_M, (own_B, shared_N, hard_BH), time_B), decay
 
     def _decay(self, times_N: Tensor, id_decay_N: Tensor, ids_NW: Tensor, fields_NFW: Tensor) -> Tensor:
         """What the vectors of rows pay that are positives so many times; biases pay nothing."""
@@ -365,31 +423,42 @@ class TwoTower(Retriever):
         ids = (times_N * id_decay_N) @ ids_NW[:, :D].square().sum(1)
         return (ids + self.feature_decay * (times_N @ fields_NFW[:, :, :D].square().sum((1, 2)))) / 2
 
-    def _full_softmax(self, x_BW: Tensor, y_IW: Tensor, user_B: Tensor, item_B: Tensor) -> Tensor:
+    def _full_softmax(
+        self, x_BW: Tensor, y_IW: Tensor, user_B: Tensor, item_B: Tensor, time_B: Tensor | None
+    ) -> Tensor:
         """loss_B over the whole catalogue."""
-        logits_BI = x_BW @ y_IW[NUM_RESERVED:].T
+        item_I = torch.arange(NUM_RESERVED, len(y_IW), device=item_B.device)
+        logits_BI = x_BW @ y_IW[NUM_RESERVED:].T + self._aged(time_B, item_I)
         if not self.multi_positive:
             return losses.full_softmax(logits_BI, item_B - NUM_RESERVED)
-        liked_BI = self.likes(user_B, torch.arange(NUM_RESERVED, len(y_IW), device=item_B.device))
+        liked_BI = self.likes(user_B, item_I)
         return -logits_BI.log_softmax(1).masked_fill(~liked_BI, 0).sum(1) / liked_BI.sum(1)
 
     def _sampled_softmax(
-        self, x_BW: Tensor, y_MW: Tensor, user_B: Tensor, row_M: Tensor, places: tuple[Tensor, Tensor, Tensor]
+        self,
+        x_BW: Tensor,
+        y_MW: Tensor,
+        user_B: Tensor,
+        row_M: Tensor,
+        places: tuple[Tensor, Tensor, Tensor],
+        time_B: Tensor | None,
     ) -> Tensor:
         """loss_B. places in row_M, the item indices whose vectors are y_MW: of positives [B], of shared negatives [N],
         of hard ones [B, H]."""
         own_B, shared_N, hard_BH = places
         # A positive takes part for certain, and so does a hard negative: what is drawn is corrected, they are not.
-        positive_B = torch.linalg.vecdot(x_BW, y_MW[own_B])
-        logits_BN = x_BW @ y_MW[shared_N].T
         item_N = row_M[shared_N]
+        logits_BN = x_BW @ y_MW[shared_N].T + self._aged(time_B, item_N)
+        positive_B = torch.linalg.vecdot(x_BW, y_MW[own_B])
+        if self.age and time_B is not None:
+            positive_B = positive_B + self._aged(time_B, row_M[own_B][:, None])[:, 0]
         if self.log_q != "none":
             logits_BN = logits_BN - self._log_expected(item_N)
         hit_BN = own_B[:, None] == shared_N
         liked_BN = self.likes(user_B, item_N) & ~hit_BN if self.multi_positive else None
         others_B = 0 if liked_BN is None else (logits_BN - positive_B[:, None]).masked_fill(~liked_BN, 0).sum(1)
         if hard_BH.shape[1]:
-            hard_logits_BH = torch.einsum("bw,bhw->bh", x_BW, y_MW[hard_BH])
+            hard_logits_BH = torch.einsum("bw,bhw->bh", x_BW, y_MW[hard_BH]) + self._aged(time_B, row_M[hard_BH])
             logits_BN = torch.cat([logits_BN, hard_logits_BH], 1)
             hit_BN = torch.cat([hit_BN, row_M[hard_BH] == PADDING], 1)
         rest_B = logits_BN.masked_fill_(hit_BN, torch.finfo(logits_BN.dtype).min).logsumexp(1)

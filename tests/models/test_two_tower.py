@@ -384,3 +384,65 @@ def test_features_of_another_shape_are_named() -> None:
         model.describe(users, items | {"topic": torch.zeros(3, dtype=torch.int64)})
     with pytest.raises(ValueError, match=r"'age' should be a tensor of shape .* got nothing"):
         model.describe({}, items)
+
+
+# Age
+
+DAY = 24 * 60 * 60 * 1_000_000
+
+
+def dated(**arguments: Any) -> TwoTower:
+    """Items come a day apart from day 10 on, the first three at a time that is not known; asked on day 30."""
+    torch.manual_seed(0)
+    model = TwoTower(PLAIN, **({"embedding_dim": D, "batch_size": 16, "age": True, "id_dropout": 0.0} | arguments))
+    came_I = (torch.arange(M) + 10 - NUM_RESERVED) * DAY
+    came_I[: NUM_RESERVED + 3] = -1
+    model.date(came_I, 30 * DAY)
+    model.observe(Interactions(TRAIN.indptr, TRAIN.item_idx, M, torch.full((len(TRAIN),), 40 * DAY)))
+    with torch.no_grad():
+        model.age_bias.copy_(torch.arange(len(model.age_bias)) + 1.0)
+    return model
+
+
+def bias_of_age(days: float | None) -> float:
+    """The plainest reading of which bias an age has."""
+    edges = [1, 2, 3, 4, 5, 6, 7, 10, 14, 21, 30, 60, 120, 365]
+    return 1.0 if days is None else 2.0 + sum(days >= edge for edge in edges)
+
+
+def test_an_items_score_has_the_bias_of_its_age() -> None:
+    model = dated()
+    item = torch.arange(NUM_RESERVED, M)
+    plain = model._items(item)[0][:, -1]
+    added = model.encode_items(item)[:, -1] - plain
+    ages = [None] * 3 + [max(30 - (10 + i), 0) for i in range(3, ITEMS)]
+    torch.testing.assert_close(added, torch.tensor([bias_of_age(age) for age in ages]))
+
+
+@pytest.mark.parametrize("negatives", ["all", "uniform"])
+def test_a_pair_is_learnt_from_with_the_ages_of_its_moment(negatives: str) -> None:
+    model = dated(history="none", negatives=negatives, num_negatives=7, log_q="none")
+    user_B, item_B, history_BL = step_of(model)
+    time_B = (torch.arange(16) + 13) * DAY
+    loss_B = model.compute_loss(user_B, item_B, history_BL, 0, 0, time_B)[0].detach()
+    from recsys.models.negatives import generator_at
+
+    item_N = torch.arange(NUM_RESERVED, M) if negatives == "all" else model._draw(item_B, generator_at(0, 0))
+    y_MW = model._finished(model._items(torch.arange(M))[0]).double()
+    x_BW = model.encode_users(batch_of(user_B)).double()
+    for b in range(16):
+
+        def logit(item: int, b: int = b) -> float:
+            age = None if item < NUM_RESERVED + 3 else int(time_B[b]) // DAY - (10 + item - NUM_RESERVED)
+            bias = -20.0 if age is not None and age < 0 else bias_of_age(age)
+            return float(x_BW[b].detach() @ y_MW[item].detach()) + bias
+
+        own = int(item_B[b])
+        others = [i for i in item_N.tolist() if i != own]
+        total = np.exp(logit(own)) + sum(np.exp(logit(i)) for i in others)
+        assert float(loss_B[b]) == pytest.approx(np.log(total) - logit(own), rel=1e-4, abs=1e-5)
+
+
+def test_age_needs_dates() -> None:
+    with pytest.raises(ValueError, match="age=true needs"):
+        TwoTower(PLAIN, embedding_dim=D, age=True).observe(TRAIN)
