@@ -30,7 +30,7 @@ Search = Callable[[Tensor, int], Tensor]
 
 _WARMUP = 0.05  # of all steps
 _DAY = 24 * 60 * 60 * 1_000_000  # microseconds
-_AGES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 10.0, 14.0, 21.0, 30.0, 60.0, 120.0, 365.0)  # days, where a bias ends
+_AGES = (1, 2, 3, 4, 5, 6, 7, 10, 14, 21, 30, 60, 120, 365)  # days, where a bias ends
 _AGE_RATE = 10.0  # their learning rate in lr: a bias has further to go than a matrix's entries, by steps as small
 _NOT_YET = -20.0  # what is added to the logit of an item that is yet to come
 
@@ -232,25 +232,30 @@ class TwoTower(Retriever):
         y_NW = self._finished(self._items(item_idx)[0])
         if not self.age:
             return y_NW
-        came_N = self.came_I[item_idx]
-        return self._older(y_NW, self._age_bias((self.now - came_N).clamp(min=0), came_N))
+        return self._older(y_NW, self._age_bias(self.now, self.came_I[item_idx], even_yet_to_come=True))
 
     def _older(self, y_NW: Tensor, bias_N: Tensor) -> Tensor:
         return torch.cat([y_NW[:, :-1], y_NW[:, -1:] + bias_N[:, None]], 1)
 
-    def _age_bias(self, age: Tensor, came: Tensor) -> Tensor:
-        """The bias of ages in microseconds, of items that came at `came` (-1: not known)."""
+    def _age_bias(self, time: Tensor, came: Tensor, even_yet_to_come: bool = False) -> Tensor:
+        """The bias of items that came at `came` (-1: not known) at a time; both in microseconds. Ages are whole days of
+        the calendar, and so the same for all pairs of a day."""
+        age = time // _DAY - came // _DAY
         edges = torch.tensor(_AGES, device=age.device)
-        bucket = (torch.bucketize(age / _DAY, edges, right=True) + 1).masked_fill(came < 0, 0)
-        return self.age_bias[bucket].masked_fill((age < 0) & (came >= 0), _NOT_YET)
+        bucket = (torch.bucketize(age, edges, right=True) + 1).masked_fill(came < 0, 0)
+        to_come = (age < 0) & (came >= 0) & (not even_yet_to_come)
+        return self.age_bias[bucket].masked_fill(to_come, _NOT_YET)
 
     def _aged(self, time_B: Tensor | None, item: Tensor) -> Tensor:
         """The biases of items' ages at the time of each pair, [B, N]; 0 of all without `age`. item: int64 [N], or
         [B, N]."""
         if not self.age or time_B is None:
             return torch.zeros((), device=item.device)
-        came = self.came_I[item].expand(len(time_B), -1)
-        return self._age_bias(time_B[:, None] - came, came)
+        came = self.came_I[item]
+        if came.dim() == 2:
+            return self._age_bias(time_B[:, None], came)
+        day_G, group_B = (time_B // _DAY).unique(return_inverse=True)
+        return self._age_bias(day_G[:, None] * _DAY, came).index_select(0, group_B)
 
     @torch.no_grad()
     def encode_new_items(self, rows: RowBatch) -> Tensor:

@@ -423,7 +423,7 @@ def test_an_items_score_has_the_bias_of_its_age() -> None:
 def test_a_pair_is_learnt_from_with_the_ages_of_its_moment(negatives: str) -> None:
     model = dated(history="none", negatives=negatives, num_negatives=7, log_q="none")
     user_B, item_B, history_BL = step_of(model)
-    time_B = (torch.arange(16) + 13) * DAY
+    time_B = (torch.arange(16) // 2 + 13) * DAY + torch.arange(16) * 1000  # of days that two pairs share each
     loss_B = model.compute_loss(user_B, item_B, history_BL, 0, 0, time_B)[0].detach()
     from recsys.models.negatives import generator_at
 
