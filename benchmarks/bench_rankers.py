@@ -1,9 +1,10 @@
 """Rankers beside LightGBM on the same columns: AUC and log loss of the test part, and the paired difference by user.
 
-    python benchmarks/bench_rankers.py [--models logistic,dcn] [--world tiny] [--seeds 1] [--out FILE]
+    python benchmarks/bench_rankers.py [--models dcn,logistic,mf] [--logs small is_click] [--seeds 1] [--out FILE]
 
 Every ranker is `recsys train model=… features=…` with its defaults. LightGBM gets what the pipeline of that run makes
 of the same rows, lists aside (their length it has), categories as categories, and stops early on the validation part.
+mf is matrix factorisation with biases: model=fm features=ids. A difference is that of means over seeds, by user.
 The last line is one JSON object. KuaiRand is found through RECSYS_DATA (default: ../shared/data) and left out, by name,
 where it is not; so is LightGBM where it is not installed.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from recsys import atomic, backend, config, tracking
 from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import joined
 from recsys.evaluation import calibration
-from recsys.evaluation.significance import poisson_weights
+from recsys.evaluation.significance import poisson_weights, seeds_interval
 from recsys.features.pipeline import ROLES
 from recsys.features.vocabulary import id_keys
 
@@ -61,50 +63,79 @@ def lightgbm(words: list[str], run: recsys.Run) -> calibration.Measured:
     return calibration.measure(logits, torch.from_numpy(labels), keys)
 
 
-def difference(ours: pl.DataFrame, theirs: pl.DataFrame) -> list[float]:
-    """Log loss of ours minus theirs, and its 95% interval over users."""
+def difference(runs: list[recsys.Run], theirs: pl.DataFrame) -> list[float]:
+    """Log loss of ours, the mean over seeds, minus theirs, and its 95% interval over users and seeds."""
+    ours = pl.concat([run.per_user.select("user_key", "log_loss", "rows") for run in runs]).group_by("user_key").mean()
     both = ours.join(theirs, on="user_key", suffix="_theirs").sort("user_key")
     loss = torch.from_numpy((both["log_loss"] - both["log_loss_theirs"]).to_numpy().copy()).double()
     rows = torch.from_numpy(both["rows"].to_numpy().copy()).double()
     weights = poisson_weights(torch.from_numpy(both["user_key"].to_numpy().copy()), 1000).double()
     ends = ((weights.T @ loss) / (weights.T @ rows)).quantile(torch.tensor([0.025, 0.975]).double())
-    return [float(loss.sum() / rows.sum()), *ends.tolist()]
+    mean, (low, high) = float(loss.sum() / rows.sum()), ends.tolist()
+    if len(runs) > 1:
+        losses = [run.metrics["test/log_loss"] for run in runs]
+        center, least, _ = seeds_interval(losses)
+        low, high = (mean + sign * math.hypot(end - mean, center - least) for sign, end in ((-1, low), (1, high)))
+    return [mean, low, high]
+
+
+def measured(log: str, words: list[str], models: list[str], seeds: int) -> list[dict[str, Any]]:
+    """A row for each model and seed, one for LightGBM, and one for each model with its difference to LightGBM."""
+    rows: list[dict[str, Any]] = []
+    peer = None
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            named = ["model=fm", "features=ids"] if model == "mf" else [f"model={model}"]
+            runs = []
+            for seed in range(seeds):
+                run = recsys.train(*words, *named, f"seed={seed}", f"hydra.run.dir={folder}/{model}_{seed}")
+                runs.append(run)
+                metrics = run.metrics
+                if peer is None and backend.installed("lightgbm"):
+                    start = time.perf_counter()
+                    peer = lightgbm(words, run)
+                    row = {"log": log, "model": "LightGBM", "seconds": time.perf_counter() - start}
+                    row |= {name: peer.metrics.get(name) for name in METRICS}
+                    if "bayes/log_loss" in metrics:
+                        entropy = peer.metrics["log_loss"] / peer.metrics["normalised_cross_entropy"]
+                        gap = entropy - metrics["bayes/log_loss"]
+                        row["gap_closed"] = (entropy - peer.metrics["log_loss"]) / gap
+                    rows.append(row)
+                    print(json.dumps(row), file=sys.stderr)
+                row = {"log": log, "model": model, "seed": seed, "seconds": metrics["train/seconds"]}
+                row |= {name: metrics.get(f"test/{name}") for name in METRICS}
+                row["samples_per_second"] = metrics["train/samples_per_second"]
+                if "bayes/log_loss" in metrics:
+                    row["bayes_log_loss"] = metrics["bayes/log_loss"]
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr)
+            if peer is not None:
+                row = {"log": log, "model": model, "seeds": seeds}
+                row["log_loss_minus_lightgbm"] = difference(runs, peer.per_user)
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="logistic,fm,deepfm,dcn,dlrm,mlp")
-    parser.add_argument("--world", default="tiny")
+    parser.add_argument("--models", default="dcn,logistic,bayes_logistic,mf,fm,deepfm,dlrm,mlp,mmoe")
+    parser.add_argument(
+        "--logs", nargs="+", choices=["tiny", "small", "long_view", "is_click"], default=["tiny", "long_view"]
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    logs = {f"world {arguments.world}": [f"world={arguments.world}", "features=world"]}
-    if (DATA / "kuairand_pure").is_dir():
-        logs["KuaiRand, long_view"] = ["data=kuairand", f"data.path={DATA / 'kuairand_pure'}", "features=kuairand"]
-    else:
-        print(f"KuaiRand: not found under {DATA}, left out (set RECSYS_DATA)", file=sys.stderr)
     rows: list[dict[str, Any]] = []
-    for log, words in logs.items():
-        peer = None
-        for model in arguments.models.split(","):
-            for seed in range(arguments.seeds):
-                with tempfile.TemporaryDirectory() as folder:
-                    run = recsys.train(f"model={model}", f"seed={seed}", *words, f"hydra.run.dir={folder}/run")
-                    if peer is None and backend.installed("lightgbm"):
-                        start = time.perf_counter()
-                        peer = lightgbm(words, run)
-                        found = {"log": log, "model": "LightGBM", "seconds": time.perf_counter() - start}
-                        rows.append(found | {name: peer.metrics.get(name) for name in METRICS})
-                    metrics = run.metrics
-                    row = {"log": log, "model": model, "seed": seed, "seconds": metrics["train/seconds"]}
-                    row |= {name: metrics.get(f"test/{name}") for name in METRICS}
-                    row["samples_per_second"] = metrics["train/samples_per_second"]
-                    if "bayes/log_loss" in metrics:
-                        row["bayes_log_loss"] = metrics["bayes/log_loss"]
-                    if peer is not None:
-                        row["log_loss_minus_lightgbm"] = difference(run.per_user, peer.per_user)
-                    rows.append(row)
-                    print(json.dumps(row), file=sys.stderr)
+    for log in arguments.logs:
+        words = [f"world={log}", "features=world"]
+        if log in ("long_view", "is_click"):
+            if not (DATA / "kuairand_pure").is_dir():
+                print(f"KuaiRand: not found under {DATA}, left out (set RECSYS_DATA)", file=sys.stderr)
+                continue
+            words = ["data=kuairand", f"data.path={DATA / 'kuairand_pure'}", f"data.label={log}", "features=kuairand"]
+        name = f"world {log}" if log in ("tiny", "small") else f"KuaiRand, {log}"
+        rows += measured(name, words, arguments.models.split(","), arguments.seeds)
     left_out = [] if backend.installed("lightgbm") else ["lightgbm"]
     result = {"benchmark": "rankers", "environment": tracking.environment(torch.device("cpu"))}
     result |= {"left_out": left_out, "rows": rows}

@@ -71,7 +71,7 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 }
 FACTORS = ("regularization", "unobserved_weight", "ridge")
 FIRST: dict[tuple[str, str], dict[str, Any]] = {
-    ("small", "two_tower"): {"max_epochs": 10, "batch_size": 512, "table_lr": 0.4, "age": True},
+    ("small", "two_tower"): {"max_epochs": 10, "batch_size": 512, "table_lr": 0.4, "dense_decay": 10.0, "age": True},
     ("small", "sasrec"): {"max_epochs": 8, "weight_decay": 1.0},
     ("ml100k_random", "two_tower"): {"history": "none", "feature_decay": 0.3, "max_epochs": 20},
     ("kuairand", "two_tower"): {

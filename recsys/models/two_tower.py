@@ -114,7 +114,7 @@ class TwoTower(Retriever):
         prior_count: float = 20.0,
         feature_decay: float = 0.5,
         lr: float = 0.003,
-        dense_decay: float = 10.0,
+        dense_decay: float = 1.0,
         init_std: float = 0.1,
         batch_size: int = 256,
         max_epochs: int = 15,
