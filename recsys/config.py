@@ -302,11 +302,19 @@ def one_line_errors() -> Iterator[None]:
         raise ConfigError(_explain(error)) from error
 
 
+def _unknown(key: str) -> str:
+    known = set(_known_keys())
+    if key in known:
+        group = key.partition(".")[0]
+        return f"unknown key {key}: the chosen {group} has none, only others do"
+    return f"unknown key {key}: {nearest(key, known)}"
+
+
 def _explain(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1).lstrip("+~")
-        return f"unknown key {key}: {nearest(key, _known_keys())}"
+        return _unknown(key)
     if found := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         group, _, option = found.group(1).rpartition("/")
         options = _groups().get(group, [])
@@ -316,7 +324,7 @@ def _explain(error: BaseException) -> str:
     if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"{found.group(1)} is required: give {found.group(1)}=…"
     if found := re.search(r"Key '([^']+)' is not in struct", text):
-        return f"unknown key {found.group(1)}: {nearest(found.group(1), _known_keys())}"
+        return _unknown(found.group(1))
     return _first_line(error)
 
 

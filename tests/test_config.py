@@ -41,6 +41,7 @@ def test_defaults_compose_to_the_built_in_world() -> None:
         ("sed=1", "unknown key sed: did you mean seed?"),
         ("features=wrld", "unknown option features=wrld: did you mean world?"),
         ("experiment=lightgcn", "unknown option experiment=lightgcn: did you mean lightgcn_gowalla?"),
+        ("model.num_sweeps=3", "unknown key model.num_sweeps: the chosen model has none, only others do"),
     ],
 )
 def test_unknown_words_name_the_nearest(override: str, expected: str) -> None:
