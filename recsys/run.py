@@ -115,14 +115,23 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """The trained model, on a GPU where there is one: a Retriever or a Ranker."""
+        """The trained model, on a GPU where there is one: a Retriever or a Ranker.
+
+        Raises:
+            ValueError: the weights are another model's or another schema's.
+        """
         tensors, metadata = tracking.read_tensors(self.path / tracking.MODEL)
         if "columns" in metadata:
             made_for: dict[str, Any] = {"columns": [Column(**column) for column in json.loads(metadata["columns"])]}
         else:
             made_for = {"schema": Schema.from_dict(json.loads(metadata["schema"]))}
         model = config.build(self.config.model, **made_for)
-        model.load_state_dict(tensors)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:  # the second line names the first tensor that does not fit
+            what = " ".join(str(error).split("\n")[1].split())
+            file = self.path / tracking.MODEL
+            raise ValueError(f"{file} is no {type(model).__name__} of this run's config.yaml: {what}") from error
         return model.to(backend.device("auto")).eval()
 
     @property

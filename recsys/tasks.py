@@ -168,14 +168,28 @@ class Ranking:
         train = joined(self.data.log, self.data.split.train)
         self.pipeline.fit(train, past=self.data.log.past)
         kept = train if self.negatives.rate == 1 else self.negatives.keep(train)
-        self.train = self.pipeline.transform(kept, ROLES)
+        self.train = self._rows(kept)
         self.validation_rows: RowBatch | None = None
         if self.data.split.validation is not None:
             rows = joined(self.data.log, self.data.split.validation)
-            self.validation_rows = self.pipeline.transform(rows, ROLES)
+            self.validation_rows = self._rows(rows)
             self.pipeline.update(rows)
         self.model: Ranker = config.build(self.cfg.model, columns=self.pipeline.columns)
         return self.model
+
+    def _rows(self, rows: pl.LazyFrame | pl.DataFrame) -> RowBatch:
+        """Inputs and labels of rows.
+
+        Raises:
+            ValueError: a label that is neither 0 nor 1.
+        """
+        found = self.pipeline.transform(rows, ROLES)
+        wrong = ((found[LABEL] != 0) & (found[LABEL] != 1)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            what = f"feature {LABEL!r} is {float(found[LABEL][row]):g} in row {row}"
+            raise ValueError(f"{what}, neither 0 nor 1: let it read the column {LABEL}, or another of two values")
+        return found
 
     def observe(self) -> None:
         """Tell the model what it will learn from."""
@@ -206,7 +220,7 @@ class Ranking:
 
     def measure(self) -> tuple[Metrics, pl.DataFrame, dict[str, int]]:
         """Metrics of the test part, one row a user, and counts."""
-        rows = self.pipeline.transform(joined(self.data.log, self.data.split.test), ROLES)
+        rows = self._rows(joined(self.data.log, self.data.split.test))
         found = self._measured(rows, self.data.split.test, num_replicates=self.cfg.evaluation.num_replicates)
         self.log_loss, self.entropy = found.metrics["log_loss"], found.metrics["log_loss"]
         if "normalised_cross_entropy" in found.metrics:

@@ -1,6 +1,7 @@
 """Runs of rankers: what they leave behind, exact resuming, and what they can be asked."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -174,3 +175,19 @@ def test_a_training_that_breaks_down_names_what_broke(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Logistic, "forward", poisoned)
     with pytest.raises(ValueError, match=r"parameter bias is not finite by step \d+ of training: lower lr or table_lr"):
         train(config.compose("model=logistic", *SMALL), tmp_path / "run")
+
+
+def test_a_label_of_other_values_is_named(tmp_path: Path) -> None:
+    cfg = config.compose("model=logistic", *SMALL, "+features.label.label.column=position")
+    with pytest.raises(ValueError, match=r"feature 'label' is .* in row .*, neither 0 nor 1"):
+        train(cfg, tmp_path / "run")
+
+
+def test_weights_of_another_model_are_named(finished: recsys.Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    file = tmp_path / "run" / tracking.MODEL
+    tensors, metadata = tracking.read_tensors(file)
+    name = sorted(tensors)[0]
+    tracking.write_tensors(file, {f"{name}_other": tensors.pop(name), **tensors}, **metadata)
+    with pytest.raises(ValueError, match=rf"model.safetensors is no Logistic of this run's config.yaml: .*{name}"):
+        _ = recsys.Run(tmp_path / "run").model
