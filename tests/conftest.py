@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -33,4 +35,15 @@ def kuairand() -> Path:
     path = real_data() / "kuairand_pure"
     if not path.is_dir():
         pytest.skip(f"no KuaiRand slice at {path}: set RECSYS_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 users, 120 items in 6 blocks; users of a block like its items; times in order of rows."""
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 300, 6000)
+    item = rng.integers(0, 20, 6000) * 6 + np.where(rng.random(6000) < 0.9, user % 6, rng.integers(0, 6, 6000))
+    path = tmp_path_factory.mktemp("log") / "log.parquet"
+    pl.DataFrame({"user_id": user, "item_id": item, "timestamp": 1_600_000_000 + np.arange(6000)}).write_parquet(path)
     return path

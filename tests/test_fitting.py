@@ -7,8 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import pytest
 import test_contract as retrievers
 import test_ranker_contract as rankers
@@ -28,17 +26,6 @@ from recsys.watch import Interrupted, Watch
 LOG = ("data=table", "trainer=cpu", "evaluation.k=[10]", "evaluation.num_replicates=50", "trainer.max_epochs=2")
 MF = (*LOG, "model=mf", "model.batch_size=256", "model.num_negatives=32", "checkpoint_seconds=0")
 ROWS = rankers.some(rankers.TRAIN, 3000)
-
-
-@pytest.fixture(scope="module")
-def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 users, 120 items in 6 blocks; users of a block like its items."""
-    rng = np.random.default_rng(0)
-    user = rng.integers(0, 300, 6000)
-    item = rng.integers(0, 20, 6000) * 6 + np.where(rng.random(6000) < 0.9, user % 6, rng.integers(0, 6, 6000))
-    path = tmp_path_factory.mktemp("log") / "log.parquet"
-    pl.DataFrame({"user_id": user, "item_id": item, "timestamp": 1_600_000_000 + np.arange(6000)}).write_parquet(path)
-    return path
 
 
 def run(log_file: Path, path: Path, *words: str) -> recsys.Run:

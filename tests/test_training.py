@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,18 +16,6 @@ import recsys
 from recsys import config, tracking
 from recsys.training import train
 from recsys.watch import Interrupted, Watch
-
-
-@pytest.fixture(scope="session")
-def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 users, 120 items in 6 blocks; users of a block like its items; times in order of rows."""
-    rng = np.random.default_rng(0)
-    user = rng.integers(0, 300, 6000)
-    item = rng.integers(0, 20, 6000) * 6 + np.where(rng.random(6000) < 0.9, user % 6, rng.integers(0, 6, 6000))
-    path = tmp_path_factory.mktemp("log") / "log.parquet"
-    pl.DataFrame({"user_id": user, "item_id": item, "timestamp": 1_600_000_000 + np.arange(6000)}).write_parquet(path)
-    return path
-
 
 COMMON = ("data=table", "trainer=cpu", "evaluation.k=[5,10]", "evaluation.num_replicates=200")
 MF = (

@@ -6,6 +6,7 @@ R rows of a table, U of them in a batch, V numbers of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -232,6 +233,13 @@ class Dense(nn.Sequential):
             width = out
         super().__init__(*layers)
         self.out_features = width
+
+
+def directions(row_NW: Tensor, width: int, temperature: float) -> Tensor:
+    """Rows whose first `width` numbers, the vector, are brought to length 1 / sqrt(temperature): the inner product of
+    two is their cosine over the temperature. What stands behind it, as biases, stays."""
+    vector_ND, rest = row_NW.tensor_split([width], dim=1)
+    return torch.cat([F.normalize(vector_ND, dim=1) / math.sqrt(temperature), rest], 1)
 
 
 def pairwise_products(fields_BFD: Tensor) -> Tensor:

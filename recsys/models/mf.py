@@ -6,7 +6,6 @@ steps of a chunk, D embedding dim, W width of a table row (D, and two columns mo
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from recsys.models import losses
 from recsys.models import negatives as draws
 from recsys.models.base import Retriever
+from recsys.models.layers import directions
 from recsys.models.optimizers import RowAdagrad
 from recsys.schema import NUM_RESERVED, Interactions, Schema, UserBatch
 
@@ -117,10 +117,7 @@ class MatrixFactorization(Retriever):
 
     def _vectors(self, row_NW: Tensor) -> Tensor:
         """What the inner product is taken of: the rows, with `normalize` at length 1 / sqrt(temperature)."""
-        if not self.normalize:
-            return row_NW
-        vector_ND, rest = row_NW.tensor_split([self.embedding_dim], dim=1)
-        return torch.cat([F.normalize(vector_ND, dim=1) / math.sqrt(self.temperature), rest], 1)
+        return directions(row_NW, self.embedding_dim, self.temperature) if self.normalize else row_NW
 
     # Training
 

@@ -21,7 +21,7 @@ from recsys.models import losses
 from recsys.models import negatives as draws
 from recsys.models.attention import Block, drop, last_items
 from recsys.models.base import Retriever, RowBatch
-from recsys.models.layers import Dense, RowFeatures
+from recsys.models.layers import Dense, RowFeatures, directions
 from recsys.models.optimizers import RowAdagrad
 from recsys.schema import NUM_RESERVED, PADDING, UNKNOWN, Column, Interactions, Schema, UserBatch
 
@@ -323,10 +323,7 @@ class TwoTower(Retriever):
         return y_MD.new_zeros(len(count_B), y_MD.shape[1]).index_put((some_B.nonzero()[:, 0],), said_BD)
 
     def _finished(self, y_NW: Tensor) -> Tensor:
-        if not self.normalize:
-            return y_NW
-        vector_ND, bias_N1 = y_NW.tensor_split([self.embedding_dim], dim=1)
-        return torch.cat([F.normalize(vector_ND, dim=1) / math.sqrt(self.temperature), bias_N1], 1)
+        return directions(y_NW, self.embedding_dim, self.temperature) if self.normalize else y_NW
 
     # Training
 
@@ -343,7 +340,7 @@ class TwoTower(Retriever):
         super().observe(interactions)
         if self.age and (interactions.timestamp is None or not int(self.now)):
             raise ValueError("age=true needs a split by time, timestamps of the log, and of items in their table")
-        self.liked_key_Z = (interactions.row_idx() * self.schema.num_items + interactions.item_idx).sort().values
+        self.pairs = draws.Unobserved(interactions)
         self.prepare()
 
     def on_train_start(self) -> None:
@@ -351,7 +348,7 @@ class TwoTower(Retriever):
 
     def prepare(self) -> None:
         """Derive the length of training, the decay of rows and the shares of items from the observed counts."""
-        self.liked_key_Z = self.liked_key_Z.to(self.device)
+        self.pairs.pair_Z = self.pairs.pair_Z.to(self.device)
         self.steps_per_epoch = -(-int(self.user_counts.sum()) // self.batch_size)
         self.total_steps = self.max_epochs * self.steps_per_epoch
         self.user_decay_U, self.item_decay_I = (
@@ -436,7 +433,7 @@ class TwoTower(Retriever):
         logits_BI = x_BW @ y_IW[NUM_RESERVED:].T + self._aged(time_B, item_I)
         if not self.multi_positive:
             return losses.full_softmax(logits_BI, item_B - NUM_RESERVED)
-        liked_BI = self.likes(user_B, item_I)
+        liked_BI = self.pairs.observed(user_B[:, None], item_I)
         return -logits_BI.log_softmax(1).masked_fill(~liked_BI, 0).sum(1) / liked_BI.sum(1)
 
     def _sampled_softmax(
@@ -460,7 +457,7 @@ class TwoTower(Retriever):
         if self.log_q != "none":
             logits_BN = logits_BN - self._log_expected(item_N)
         hit_BN = own_B[:, None] == shared_N
-        liked_BN = self.likes(user_B, item_N) & ~hit_BN if self.multi_positive else None
+        liked_BN = self.pairs.observed(user_B[:, None], item_N) & ~hit_BN if self.multi_positive else None
         others_B = 0 if liked_BN is None else (logits_BN - positive_B[:, None]).masked_fill(~liked_BN, 0).sum(1)
         if hard_BH.shape[1]:
             hard_logits_BH = torch.einsum("bw,bhw->bh", x_BW, y_MW[hard_BH]) + self._aged(time_B, row_M[hard_BH])
@@ -517,15 +514,9 @@ class TwoTower(Retriever):
         depth = min(self.hard_pool, self.schema.num_items - NUM_RESERVED)
         pool_BK = self.search(self._encode(user_B, history_BL), depth)
         lot_BK = torch.rand(pool_BK.shape, generator=generator, device=pool_BK.device)
-        liked_BK = self.likes(user_B, pool_BK)
+        liked_BK = self.pairs.observed(user_B[:, None], pool_BK)
         chosen_BH = lot_BK.masked_fill(liked_BK, -1).topk(min(self.num_hard, pool_BK.shape[1])).indices
         return pool_BK.masked_fill(liked_BK, PADDING).gather(1, chosen_BH)
-
-    def likes(self, user_B: Tensor, item: Tensor) -> Tensor:
-        """Whether pairs are positives of train, bool [B, N]. item: int64 [N], or [B, N] with each user's own."""
-        key_BN = user_B[:, None] * self.schema.num_items + item
-        place_BN = torch.searchsorted(self.liked_key_Z, key_BN).clamp(max=len(self.liked_key_Z) - 1)
-        return self.liked_key_Z[place_BN] == key_BN
 
 
 class Tower(nn.Module):

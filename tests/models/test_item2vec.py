@@ -1,11 +1,9 @@
 """item2vec: sessions and contexts, the loss, what a user is, planted sessions, resuming, refusals."""
 
-import copy
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from resuming import check_resuming
 
 from recsys.data.batches import PairBatches
 from recsys.models.item2vec import MICROSECONDS, Item2Vec, Sessions
@@ -220,24 +218,7 @@ def share_of_own_group(model):
 
 @pytest.mark.parametrize("contexts", ["window", "session"])
 def test_resuming_at_any_chunk_is_exact(pairs, contexts):
-    """Weights and optimiser state stored after n chunks, then a new model: the same bits at the end."""
-    batches = PairBatches(pairs, 32, seed=7, steps_per_chunk=3)
-    chunks = [chunk for epoch in range(3) for chunk in batches.chunks(epoch)]
-    model = make(pairs, contexts=contexts)
-    optimizer, stored = model.configure_optimizers(), []
-    for chunk in chunks:
-        stored.append(copy.deepcopy((model.state_dict(), optimizer.state_dict())))
-        model.train_steps(chunk, optimizer)
-    for stop in (1, 4, len(chunks) - 1):
-        again = make(pairs, seed=99, contexts=contexts)
-        optimizer = again.configure_optimizers()
-        again.load_state_dict(stored[stop][0])
-        optimizer.load_state_dict(stored[stop][1])
-        torch.manual_seed(1234)  # the global generator must not matter
-        for chunk in itertools.islice(chunks, stop, None):
-            again.train_steps(chunk, optimizer)
-        for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
-            assert torch.equal(one, other)
+    check_resuming(lambda seed: make(pairs, seed=seed, contexts=contexts), pairs, batch_size=32)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recsys.data.batches import HistoryBatches
 from recsys.models.base import RowBatch
+from recsys.models.negatives import generator_at
 from recsys.models.two_tower import TwoTower
 from recsys.schema import NUM_RESERVED, PADDING, UNKNOWN, Column, Interactions, Schema
 
@@ -199,8 +200,6 @@ def test_sampled_softmax_is_the_naive_one(negatives: str, log_q: str, multi_posi
     model = quiet(negatives=negatives, num_negatives=6, log_q=log_q, multi_positive=multi_positive)
     user_B, item_B, history_BL = step_of(model)
     loss_B = model.compute_loss(user_B, item_B, history_BL, 5, 7)[0].detach()
-    from recsys.models.negatives import generator_at
-
     drawn = model._draw(item_B, generator_at(5, 7)).tolist()
     if negatives != "in_batch":
         assert len(drawn) == 6 + 16 * (negatives == "mixed")
@@ -284,8 +283,6 @@ def test_hard_negatives_join_the_sum_uncorrected() -> None:
     plain, hard = (quiet(negatives="in_batch", num_hard=n, hard_pool=10) for n in (0, 3))
     user_B, item_B, history_BL = step_of(hard)
     without_B, with_B = (model.compute_loss(user_B, item_B, history_BL, 0, 0)[0] for model in (plain, hard))
-    from recsys.models.negatives import generator_at
-
     again = quiet(negatives="in_batch", num_hard=3, hard_pool=10)
     mined_BH = again._mine(user_B, history_BL, 0, generator_at(0, 0))
     logits = torch.from_numpy(logits_of(hard, user_B, history_BL))
@@ -425,8 +422,6 @@ def test_a_pair_is_learnt_from_with_the_ages_of_its_moment(negatives: str) -> No
     user_B, item_B, history_BL = step_of(model)
     time_B = (torch.arange(16) // 2 + 13) * DAY + torch.arange(16) * 1000  # of days that two pairs share each
     loss_B = model.compute_loss(user_B, item_B, history_BL, 0, 0, time_B)[0].detach()
-    from recsys.models.negatives import generator_at
-
     item_N = torch.arange(NUM_RESERVED, M) if negatives == "all" else model._draw(item_B, generator_at(0, 0))
     y_MW = model._finished(model._items(torch.arange(M))[0]).double()
     x_BW = model.encode_users(batch_of(user_B)).double()
