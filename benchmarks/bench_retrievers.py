@@ -145,12 +145,13 @@ def measured(part: str, groups: dict[str, list[Run]]) -> list[dict]:
 
 def again(part: str, groups: dict[str, list[Run]], log: object, queries: str, cold: bool = False) -> list[dict]:
     """The same weights asked other questions, beside the first group and the second."""
+    split = config.partial(next(iter(groups.values()))[0].config.split)  # of all of them
+    module = RecDataModule(log, split, 0, queries=queries)  # type: ignore[arg-type]
+    asked = module.test.about(module.history.item_counts() == 0) if cold else module.test
     frames: dict[str, list[pl.DataFrame]] = {}
     for name, group in groups.items():
         for run in group:
-            module = RecDataModule(log, config.partial(run.config.split), 0, queries=queries)  # type: ignore[arg-type]
             task = tasks.Retrieval(run.config, module, torch.device("cpu"), run.manifest["seed"])
-            asked = module.test.about(module.history.item_counts() == 0) if cold else module.test
             score = run.model.to("cpu").scorer_with_fallback()
             found = task.evaluate(score=score, queries=asked, k=[20, 100], num_replicates=0)
             frames.setdefault(name, []).append(found.per_user)
