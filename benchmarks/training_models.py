@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -157,13 +156,9 @@ class Loops:
         self.engine, self.model = build(), build()
         options = {"batch_size": self.model.batch_size, "seed": 0, "device": device, **self.model.batch_options}
         self.source = getattr(batches, self.model.batches)(rows if is_ranker else log, **options)
-        found: Any = self.model.configure_optimizers()
-        self.optimizers: list[torch.optim.Optimizer] = found if isinstance(found, list) else [found]
+        self.optimizers: Any = self.model.configure_optimizers()
         if not self.optimizers:
             raise ValueError("has no optimisers")
-        wrappers = [SimpleNamespace(optimizer=optimizer, step=lambda: None) for optimizer in self.optimizers]
-        self.model.optimizers = lambda: wrappers[0] if len(wrappers) == 1 else wrappers
-        self.model.log = lambda *args, **kwargs: None
         self.chunks = Some(self.source, 1)
         self.plain()  # first pages
         self.chunks = Some(self.source, max(round(seconds / self.plain()), 1))
@@ -181,8 +176,8 @@ class Loops:
     def plain(self) -> float:
         """Seconds of all chunks without Lightning."""
         begin = now(self.device)
-        for number, chunk in enumerate(self.chunks.chunks()):
-            self.model.training_step(chunk, number)
+        for chunk in self.chunks.chunks():
+            self.model.train_steps(chunk, self.optimizers)
         return now(self.device) - begin
 
     def by_engine(self) -> float:
@@ -258,7 +253,7 @@ class Loops:
                     total += 6 * parameter.nbytes + 2 * state
 
         handles = [optimizer.register_step_pre_hook(count) for optimizer in self.optimizers]
-        self.model.training_step(self.like, 0)
+        self.model.train_steps(self.like, self.optimizers)
         for handle in handles:
             handle.remove()
         a_second = total * len(self.chunks) / self.plain_seconds
@@ -277,7 +272,7 @@ class OneBatch(pl.LightningModule):
         (loops,) = self.loops
         tensors = dict(zip(loops.names, (tensor[None] for tensor in batch), strict=True))
         rest = {"seed": 0, "step": batch_idx, "samples": len(batch[0])}
-        loops.model.training_step({"rows": tensors, **rest} if loops.nested else {**tensors, **rest}, batch_idx)
+        loops.model.train_steps({"rows": tensors, **rest} if loops.nested else {**tensors, **rest}, loops.optimizers)
         return self.nothing * 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

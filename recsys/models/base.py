@@ -39,7 +39,36 @@ class Solver(Protocol):
         """Solve for a training set whose rows are user_idx, telling `report` of every step."""
 
 
-class Retriever(pl.LightningModule):
+class Model(pl.LightningModule):
+    """What both contracts share: how a model that is trained by gradient takes its steps.
+
+    Such a model implements `configure_optimizers` (a list), `train_steps`, and has batch_size, max_epochs and
+    the name of its source of `batches`.
+    """
+
+    # Names of methods of a training step that are worth compiling: dense, and without steps of their own.
+    compilable: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # What the model asks of its source of batches beside what every source takes.
+        self.batch_options: dict[str, Any] = {}
+
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        """All optimiser steps of a chunk, which leave no gradient; the mean of their losses, without a sync."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
+
+    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
+        """The steps of a chunk, as Lightning asks for them. The trainer's global_step counts chunks."""
+        wrappers: Any = self.optimizers()
+        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+        self.log("train/loss", self.train_steps(chunk, [wrapper.optimizer for wrapper in wrappers]))
+        for wrapper in wrappers[:1]:  # moves nothing, as no gradient is left: it is what counts global_step
+            wrapper.step()
+
+
+class Retriever(Model):
     """Scores every item for every user of a batch.
 
     A model whose score is an inner product implements `encode_users` and `encode_items`, and only such
@@ -54,14 +83,10 @@ class Retriever(pl.LightningModule):
     scores_from_history = False
     # Set by models that use the user and item features among the schema's columns; `describe` brings their values.
     takes_features = False
-    # Names of methods of a training step that are worth compiling: dense, and without steps of their own.
-    compilable: tuple[str, ...] = ()
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.schema = schema
-        # What a gradient-trained model asks of its source of batches beside what every source takes.
-        self.batch_options: dict[str, Any] = {}
         self.register_buffer("item_counts", torch.zeros(schema.num_items, dtype=torch.int64))
         self.register_buffer("user_counts", torch.zeros(schema.num_users, dtype=torch.int64))
 
@@ -143,7 +168,7 @@ class Retriever(pl.LightningModule):
 _OF_GROUPS = {"pairwise": losses.pairwise, "listwise": losses.listwise}
 
 
-class Ranker(pl.LightningModule):
+class Ranker(Model):
     """Scores rows, each a user, an item and what is known when it is shown.
 
     A model implements `forward(batch) -> {task: logits_B}`. Embedding tables (`layers.FieldEmbeddings`) get sparse
@@ -165,7 +190,7 @@ class Ranker(pl.LightningModule):
     """
 
     batches = "RowBatches"
-    compilable: tuple[str, ...] = ("forward",)  # as of a Retriever
+    compilable: tuple[str, ...] = ("forward",)
 
     def __init__(
         self,
@@ -202,14 +227,11 @@ class Ranker(pl.LightningModule):
             raise ValueError(f"group={group}: loss={loss} needs a column of one index, choose from: {known}")
         if list_length is not None and list_length < 1:
             raise ValueError(f"list_length must be at least 1, got {list_length}")
-        self.automatic_optimization = False
         self.columns = tuple(column for column in columns if column.role != "label")
         if not self.columns:
             raise ValueError("a ranker needs at least one input column")
         self.loss, self.focal_gamma, self.positive_weight = loss, focal_gamma, positive_weight
         self.rank_weight, self.group = rank_weight, group
-        # What the model asks of its source of batches beside what every source takes.
-        self.batch_options: dict[str, Any] = {}
         if loss in _OF_GROUPS:
             self.batch_options = {"group": group, "list_length": list_length}
         self.lr, self.table_lr, self.weight_decay = lr, table_lr, weight_decay
@@ -247,26 +269,23 @@ class Ranker(pl.LightningModule):
             found.append(RowAdagrad(tables, lr=self.table_lr))
         return found
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrappers: Any = self.optimizers()
-        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-        rates = [self.table_lr if isinstance(w.optimizer, RowAdagrad) else self.lr for w in wrappers]
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        rates = [self.table_lr if isinstance(optimizer, RowAdagrad) else self.lr for optimizer in optimizers]
         total = torch.zeros((), device=self.device)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for s in range(len(chunk["rows"][LABEL])):
+        num_steps = len(chunk["rows"][LABEL])
+        with draws.seeded(self.device) as seed:
+            for s in range(num_steps):
                 step = chunk["step"] + s
-                torch.manual_seed(draws.seed_of(chunk["seed"], step))
+                seed(draws.seed_of(chunk["seed"], step))
                 batch = {name: rows[s] for name, rows in chunk["rows"].items()}
                 loss = self.compute_loss(self(batch), batch)
                 loss.backward()
-                for wrapper, lr in zip(wrappers, rates, strict=True):
-                    wrapper.optimizer.param_groups[0]["lr"] = lr * max(1 - step / self.total_steps, 0.0)
-                    wrapper.optimizer.step()
-                    wrapper.optimizer.zero_grad(set_to_none=True)
+                for optimizer, lr in zip(optimizers, rates, strict=True):
+                    optimizer.param_groups[0]["lr"] = lr * max(1 - step / self.total_steps, 0.0)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 total += loss.detach()
-        wrappers[0].step()  # moves nothing: Lightning's wrapper is what counts global_step
-        self.log("train/loss", total / len(chunk["rows"][LABEL]))
+        return total / num_steps
 
 
 @torch.no_grad()

@@ -110,12 +110,12 @@ class BayesLogistic(Ranker):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return []
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """Learn from the batches of a chunk. train/loss is of each before it was learnt from."""
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        """Learn from the batches of a chunk; the mean loss of each before it was learnt from."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for s in range(len(chunk["rows"][LABEL])):
             total += self._learn({name: rows[s] for name, rows in chunk["rows"].items()})
-        self.log("train/loss", (total / len(chunk["rows"][LABEL])).float())
+        return (total / len(chunk["rows"][LABEL])).float()
 
     def update(self, rows: RowBatch) -> None:
         """Go on learning, from rows with labels in their order, batch_size at a time: what training does.

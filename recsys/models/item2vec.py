@@ -10,6 +10,7 @@ M rows of the context table of a step, D embedding dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,7 +148,6 @@ class Item2Vec(Retriever):
             raise ValueError(f"recency must be above 0 and at most 1, got {recency}")
         if not lr > 0:
             raise ValueError(f"lr must be above 0, got {lr}")
-        self.automatic_optimization = False
         self.contexts, self.window, self.session_minutes = contexts, window, session_minutes
         self.num_negatives, self.num_draws, self.popularity_power = num_negatives, num_draws, popularity_power
         self.similarity, self.length, self.recency = score, length, recency
@@ -194,8 +194,8 @@ class Item2Vec(Retriever):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return RowAdagrad([self.item_table, self.context_table], lr=self.lr)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [RowAdagrad([self.item_table, self.context_table], lr=self.lr)]
 
     def observe(self, interactions: Interactions) -> None:
         """Find the sessions as well; they are moved to the model's device when training starts."""
@@ -218,17 +218,8 @@ class Item2Vec(Retriever):
         """The learning rate of a global optimiser step."""
         return self.lr * max(1 - step / self.total_steps, 0.0)
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrapper: Any = self.optimizers()
-        loss = self.train_steps(chunk, wrapper.optimizer)
-        for table in (self.item_table, self.context_table):
-            table.grad = None
-        wrapper.step()  # moves nothing: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["user_idx"]))
-
-    def train_steps(self, chunk: dict[str, Any], optimizer: torch.optim.Optimizer) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses, without a sync."""
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        (optimizer,) = optimizers
         loss = torch.zeros((), device=chunk["user_idx"].device)
         for s, (user_B, item_B) in enumerate(zip(chunk["user_idx"], chunk["item_idx"], strict=True)):
             step = chunk["step"] + s
@@ -244,7 +235,8 @@ class Item2Vec(Retriever):
                 group["lr"] = self.lr_at(step)
             loss += self.compute_gradients(item_B, context_BC, there_BC, negative_N)
             optimizer.step()
-        return loss
+        optimizer.zero_grad(set_to_none=True)
+        return loss / len(chunk["user_idx"])
 
     def compute_gradients(self, item_B: Tensor, context_BC: Tensor, there_BC: Tensor, negative_N: Tensor) -> Tensor:
         """Leave sparse gradients of the summed loss in both tables; returns the mean loss of a context.

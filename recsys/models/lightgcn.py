@@ -8,6 +8,7 @@ D embedding dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,7 +127,6 @@ class LightGCN(Retriever):
         for name, value in {"num_layers": num_layers, "weight_decay": weight_decay}.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be below 0, got {value}")
-        self.automatic_optimization = False
         self.num_layers, self.loss, self.num_negatives = num_layers, loss, num_negatives
         self.lr, self.weight_decay = lr, weight_decay
         self.batch_size, self.max_epochs = batch_size, max_epochs
@@ -162,8 +162,8 @@ class LightGCN(Retriever):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([self.user_table, self.item_table], lr=self.lr, fused=True)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam([self.user_table, self.item_table], lr=self.lr, fused=True)]
 
     def observe(self, interactions: Interactions) -> None:
         """Keep the training set as well: its graph is built where the model is when it is first needed."""
@@ -184,15 +184,8 @@ class LightGCN(Retriever):
             self._graph = Graph.of(self.interactions.to(device))
         return self._graph
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrapper: Any = self.optimizers()
-        loss = self.train_steps(chunk, wrapper.optimizer)
-        wrapper.step()  # moves nothing: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["user_idx"]))
-
-    def train_steps(self, chunk: dict[str, Any], optimizer: torch.optim.Optimizer) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses, without a sync."""
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        (optimizer,) = optimizers
         loss = torch.zeros((), device=chunk["user_idx"].device)
         for s, (user_B, item_B) in enumerate(zip(chunk["user_idx"], chunk["item_idx"], strict=True)):
             negative_N = self.draw(user_B, draws.generator_at(chunk["seed"], chunk["step"] + s, user_B.device))
@@ -201,7 +194,7 @@ class LightGCN(Retriever):
             optimizer.step()
             optimizer.zero_grad()
             loss += mean.detach()
-        return loss
+        return loss / len(chunk["user_idx"])
 
     def compute_losses(self, user_B: Tensor, item_B: Tensor, negative_N: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of the positives and the L2 penalty of their step; both carry gradients.

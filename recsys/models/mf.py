@@ -6,6 +6,7 @@ steps of a chunk, D embedding dim, W width of a table row (D, and two columns mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -84,7 +85,6 @@ class MatrixFactorization(Retriever):
         }.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be below 0, got {value}")
-        self.automatic_optimization = False
         self.embedding_dim, self.biases = embedding_dim, biases
         self.loss, self.negatives, self.num_negatives = loss, negatives, num_negatives
         self.popularity_power, self.prior_count = popularity_power, prior_count
@@ -121,13 +121,13 @@ class MatrixFactorization(Retriever):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         tables = [self.user_table, self.item_table]
         if self.optimizer == "adagrad":
-            return RowAdagrad(tables, lr=self.lr)
+            return [RowAdagrad(tables, lr=self.lr)]
         if self.optimizer == "adam":
-            return torch.optim.SparseAdam(tables, lr=self.lr)
-        return torch.optim.SGD(tables, lr=self.lr)
+            return [torch.optim.SparseAdam(tables, lr=self.lr)]
+        return [torch.optim.SGD(tables, lr=self.lr)]
 
     def observe(self, interactions: Interactions) -> None:
         super().observe(interactions)
@@ -155,17 +155,9 @@ class MatrixFactorization(Retriever):
         """The learning rate of a global optimiser step."""
         return self.lr * max(1 - step / self.total_steps, 0.0)
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrapper: Any = self.optimizers()
-        loss = self.train_steps(chunk, wrapper.optimizer)
-        for table in (self.user_table, self.item_table):
-            table.grad = None
-        wrapper.step()  # moves nothing: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["user_idx"]))
-
-    def train_steps(self, chunk: dict[str, Any], optimizer: Any) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses, without a sync."""
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        optimizer: Any
+        (optimizer,) = optimizers
         loss = torch.zeros((), device=chunk["user_idx"].device)
         kernel = self._kernel()
         if kernel is not None:
@@ -181,7 +173,8 @@ class MatrixFactorization(Retriever):
             else:
                 loss += self.compute_gradients(user_B, item_M)
                 optimizer.step()
-        return loss
+        optimizer.zero_grad(set_to_none=True)
+        return loss / len(chunk["user_idx"])
 
     def _kernel(self) -> Any:
         """The compiled step of `pairwise`, or None where there is none for these settings."""

@@ -9,6 +9,8 @@ Shapes in names: B batch, I items (reserved rows included), N draws.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +29,19 @@ def seed_of(seed: int, step: int) -> int:
 def generator_at(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one optimiser step: equal for equal (seed, step), unrelated otherwise."""
     return torch.Generator(device).manual_seed(seed_of(seed, step))
+
+
+@contextmanager
+def seeded(device: torch.device) -> Generator[Callable[[int], object]]:
+    """Within it, what it gives seeds the generator that dropout draws from on the device, as `torch.manual_seed` does
+    for all devices; afterwards that generator goes on as if nothing had been.
+
+    `torch.manual_seed` formats a stack for each kind of device that is not in use, and keeps it: no call for a step.
+    """
+    on_gpu = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index or 0] if on_gpu else torch.default_generator
+    with torch.random.fork_rng([device] if on_gpu else []):
+        yield generator.manual_seed
 
 
 def uniform_log_q(num_items: int, device: torch.device | str = "cpu") -> Tensor:

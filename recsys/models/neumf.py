@@ -66,7 +66,6 @@ class NeuMF(Retriever):
         for name, value in {"lr": lr, "init_std": init_std}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        self.automatic_optimization = False
         self.factors, self.num_negatives = factors, num_negatives
         self.lr, self.batch_size, self.max_epochs = lr, batch_size, max_epochs
         half = layers[0] // 2
@@ -140,8 +139,8 @@ class NeuMF(Retriever):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), self.lr, fused=True)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(self.parameters(), self.lr, fused=True)]
 
     def observe(self, interactions: Interactions) -> None:
         """Keep the training set as well: negatives are drawn from what is not in it."""
@@ -155,15 +154,8 @@ class NeuMF(Retriever):
             self._unobserved = draws.Unobserved(self.interactions.to(self.device))
         return self._unobserved
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrapper: Any = self.optimizers()
-        loss = self.train_steps(chunk, wrapper.optimizer)
-        wrapper.step()  # moves nothing, as no gradient is left: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["user_idx"]))
-
-    def train_steps(self, chunk: dict[str, Any], optimizer: torch.optim.Optimizer) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses."""
+    def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        (optimizer,) = optimizers
         total = torch.zeros((), device=self.device)
         for s, (user_B, item_B) in enumerate(zip(chunk["user_idx"], chunk["item_idx"], strict=True)):
             generator = draws.generator_at(chunk["seed"], chunk["step"] + s, self.device)
@@ -172,7 +164,7 @@ class NeuMF(Retriever):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
-        return total
+        return total / len(chunk["user_idx"])
 
     def compute_loss(self, user_B: Tensor, item_B: Tensor, negative_BN: Tensor) -> Tensor:
         """Binary cross-entropy, the mean over positives and negatives alike."""

@@ -93,7 +93,6 @@ class SASRec(Retriever):
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         if not 0 <= gbce_t <= 1:
             raise ValueError(f"gbce_t must lie in [0, 1], got {gbce_t}")
-        self.automatic_optimization = False
         self.batch_options = {"length": length}
         self.length, self.dropout, self.loss = length, dropout, loss
         self.num_negatives, self.popularity_power = num_negatives, popularity_power
@@ -181,16 +180,7 @@ class SASRec(Retriever):
         warmup = max(_WARMUP * self.total_steps, 1)
         return max(min((step + 1) / warmup, 1 - step / self.total_steps), 0.0)
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrappers: Any = self.optimizers()
-        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-        loss = self.train_steps(chunk, [wrapper.optimizer for wrapper in wrappers])
-        wrappers[0].step()  # moves nothing, as no gradient is left: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["sequence"]))
-
     def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses."""
         total = torch.zeros((), device=self.device)
         for s, sequence_BL in enumerate(chunk["sequence"]):
             step = chunk["step"] + s
@@ -202,7 +192,7 @@ class SASRec(Retriever):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
-        return total
+        return total / len(chunk["sequence"])
 
     def compute_loss(self, sequence_BL: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of predicting each item from those before it: L + 1 columns make L inputs and targets."""

@@ -161,7 +161,6 @@ class TwoTower(Retriever):
             raise ValueError("nothing would be known of a user: set user_ids=true, a history, or give features")
         if not item_ids and not item_columns:
             raise ValueError("nothing would be known of an item: set item_ids=true, or give features")
-        self.automatic_optimization = False
         self.batch_options = {"length": length, "kind": "past" if history == "attention" else history_of}
         self.history, self.length = history, length
         self.history_power, self.history_prior = history_power, history_prior
@@ -357,16 +356,7 @@ class TwoTower(Retriever):
         )
         self.share_I = draws.popularity_log_q(self.item_counts).exp()
 
-    def training_step(self, chunk: dict[str, Any], chunk_idx: int) -> None:
-        """All optimiser steps of a chunk. The trainer's global_step counts chunks."""
-        wrappers: Any = self.optimizers()
-        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-        loss = self.train_steps(chunk, [wrapper.optimizer for wrapper in wrappers])
-        wrappers[0].step()  # moves nothing, as no gradient is left: Lightning's wrapper is what counts global_step
-        self.log("train/loss", loss / len(chunk["user_idx"]))
-
     def train_steps(self, chunk: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
-        """The optimiser steps of a chunk; returns the sum of their mean losses."""
         total = torch.zeros((), device=self.device)
         pairs = zip(chunk["user_idx"], chunk["item_idx"], chunk["history"], strict=True)
         for s, (user_B, item_B, history_BL) in enumerate(pairs):
@@ -385,7 +375,7 @@ class TwoTower(Retriever):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             total += loss_B.detach().mean()
-        return total
+        return total / len(chunk["user_idx"])
 
     def compute_loss(
         self,

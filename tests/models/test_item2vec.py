@@ -218,7 +218,8 @@ def share_of_own_group(model):
 
 @pytest.mark.parametrize("contexts", ["window", "session"])
 def test_resuming_at_any_chunk_is_exact(pairs, contexts):
-    check_resuming(lambda seed: make(pairs, seed=seed, contexts=contexts), pairs, batch_size=32)
+    batches = PairBatches(pairs, 32, seed=7, steps_per_chunk=3)
+    check_resuming(lambda seed: make(pairs, seed=seed, contexts=contexts), lambda _: batches)
 
 
 @pytest.mark.parametrize(

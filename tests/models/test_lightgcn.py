@@ -196,7 +196,8 @@ def test_scores_are_as_of_the_last_eval_and_need_no_training_set(pairs):
 
 @pytest.mark.parametrize("loss", ["bpr", "softmax"])
 def test_resuming_at_any_chunk_is_exact(pairs, loss):
-    check_resuming(lambda seed: make(pairs, seed=seed, loss=loss), pairs, batch_size=16)
+    batches = PairBatches(pairs, 16, seed=7, steps_per_chunk=3)
+    check_resuming(lambda seed: make(pairs, seed=seed, loss=loss), lambda _: batches)
 
 
 def test_the_published_protocol_runs(tmp_path):

@@ -57,3 +57,17 @@ def test_a_generator_belongs_to_seed_and_step():
 
     assert first(1, 2) == first(1, 2)
     assert len({first(seed, step) for seed in range(20) for step in range(20)}) == 400
+
+
+def test_dropout_is_seeded_and_the_global_state_goes_on():
+    torch.manual_seed(3)
+    expected = torch.rand(2, 4)
+    torch.manual_seed(5)
+    seeded = torch.nn.functional.dropout(torch.ones(50))
+    torch.manual_seed(3)
+    first = torch.rand(4)
+    with negatives.seeded(torch.device("cpu")) as seed:
+        for _ in range(2):
+            seed(5)
+            assert torch.equal(torch.nn.functional.dropout(torch.ones(50)), seeded)
+    assert torch.equal(torch.stack([first, torch.rand(4)]), expected)

@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from resuming import check_resuming
 from torch import Tensor
 
 from recsys.data.batches import HistoryBatches
@@ -305,25 +306,10 @@ def test_hard_negatives_join_the_sum_uncorrected() -> None:
     ],
 )
 def test_a_stopped_training_goes_on_in_the_same_bits(arguments: dict[str, Any]) -> None:
-    """Weights, optimiser state and all that a step depends on survive a checkpoint in the middle of an epoch."""
-    source_of = lambda model: HistoryBatches(TRAIN, 16, 0, steps_per_chunk=3, **model.batch_options)  # noqa: E731
-    whole, first, second = (build(**arguments) for _ in range(3))
-    states = {}
-    for model in (whole, first):
-        optimizers = model.configure_optimizers()
-        for epoch in range(2):
-            for number, chunk in enumerate(source_of(model).chunks(epoch)):
-                if model is whole or (epoch, number) < (1, 1):
-                    model.train_steps(chunk, optimizers)
-        states[model] = optimizers
-    second.load_state_dict(first.state_dict())
-    optimizers = second.configure_optimizers()
-    for optimizer, stopped in zip(optimizers, states[first], strict=True):
-        optimizer.load_state_dict(stopped.state_dict())
-    for chunk in source_of(second).chunks(1, 1):
-        second.train_steps(chunk, optimizers)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(second.state_dict()[name], tensor), name
+    check_resuming(
+        lambda _: build(**arguments),
+        lambda model: HistoryBatches(TRAIN, 16, 0, steps_per_chunk=3, **model.batch_options),
+    )
 
 
 @pytest.mark.parametrize("negatives", ["all", "mixed"])
