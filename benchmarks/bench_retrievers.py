@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import torch
 from recsys import atomic, config, tasks, tracking
 from recsys.comparison import compare
 from recsys.data.datamodule import RecDataModule
-from recsys.evaluation.significance import key_columns, paired_interval, seeds_interval
+from recsys.evaluation.estimates import estimate
 from recsys.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,25 +161,10 @@ def again(part: str, groups: dict[str, list[Run]], log: object, queries: str, co
             row = {"part": part, "metric": metric, "label": name, "value": value, "seeds": len(ours)}
             for beside in list(frames)[:2]:
                 if beside != name:
-                    row[f"minus {beside}"] = difference(ours, frames[beside], metric)
+                    found = estimate(ours, metric, frames[beside])
+                    row[f"minus {beside}"] = found and found[:3]
             rows.append(row)
     return rows
-
-
-def difference(ours: list[pl.DataFrame], theirs: list[pl.DataFrame], metric: str) -> tuple[float, float, float]:
-    """Mean, low and high of the difference: the bootstrap over users of means over seeds, and the t interval over
-    seeds, in quadrature."""
-    keys = key_columns(ours[0])
-    means = [
-        pl.concat([f.select(*keys, pl.col(metric).cast(pl.Float64)) for f in side]).group_by(keys).mean()
-        for side in (ours, theirs)
-    ]
-    mean, low, high = paired_interval(*means)[metric]
-    over_seeds = [float(a[metric].mean() - b[metric].mean()) for a, b in zip(ours, theirs, strict=True)]  # type: ignore
-    if len(over_seeds) > 1:
-        half = mean - seeds_interval(over_seeds)[1]
-        low, high = mean - math.hypot(mean - low, half), mean + math.hypot(high - mean, half)
-    return mean, low, high
 
 
 def markdown(rows: list[dict]) -> str:

@@ -393,8 +393,22 @@ def _show_comparison(runs: list[Run]) -> None:
     from recsys.comparison import compare
 
     frame = compare(runs)
-    frame = frame.select(column for column in frame if column.null_count() < frame.height)
-    _print_frame(f"{len(runs)} run{'s' * (len(runs) > 1)}", frame, ".4f")
+    rows = []
+    for row in frame.iter_rows(named=True):
+        cells = [row["metric"], row["label"], str(row["seeds"]), f"{row['value']:.4f}"]
+        cells.append("" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]")
+        cells.append("" if row["share"] is None else f"{row['share']:.1%}")
+        cells.append("" if row["difference"] is None else f"{row['difference']:+.4f}")
+        known = row["difference_low"] is not None
+        cells.append(f"[{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]" if known else "")
+        cells.append("" if row["detectable"] is None else f"{row['detectable']:.4f}")
+        cells += ["" if row["p_corrected"] is None else f"{row['p_corrected']:.3f}", row["verdict"] or ""]
+        rows.append(cells)
+    header = ["metric", "label", "seeds", "value", "95% interval", "of the oracle", "difference", "95% interval"]
+    header += ["detectable", "p, Holm's", "verdict"]
+    shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {frame['label'][0]}"
+    _print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 
 def _print_frame(title: str, frame: pl.DataFrame, spec: str) -> None:

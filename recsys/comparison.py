@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from recsys import config
-from recsys.evaluation.significance import key_columns, paired_interval, seeds_interval
+from recsys.evaluation.estimates import CORRECTIONS, Estimate, estimate
 from recsys.run import Run
 
-NORMAL = 1.96  # the 95% interval of a normal distribution, in standard errors
-RATIOS = {"log_loss": ("log_loss", "rows"), "calibration": ("predicted", "positives")}  # sums over users
+ALPHA = 0.05
+LESS_IS_BETTER = ("log_loss", "normalised_cross_entropy", "calibration_error")
 
 
 def compare(
@@ -21,6 +20,8 @@ def compare(
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
     names: Sequence[str] | None = None,
+    *,
+    correction: str = "holm",
 ) -> pl.DataFrame:
     """One row a configuration and metric, the seeds of a configuration aggregated.
 
@@ -29,16 +30,19 @@ def compare(
         metrics: such as ["recall@20"]; None = every metric that all runs have.
         baseline: the label of the configuration to compare with; None = the first run's.
         names: a label for each run, in place of the ones that `labels` gives.
+        correction: of p over the configurations that are compared by one metric: "holm" (whether any verdict errs) or
+            "benjamini_hochberg" (what share of the verdicts does).
 
     Returns:
         label: the model, and the keys in which configurations of that model differ;
         metric; seeds: how many; value: the mean over seeds;
-        low, high: 95% interval: the one over users (a bootstrap; normal for a ranker's auc, log_loss and calibration)
-            and, where seeds repeat, the t interval over seeds, combined; null where neither is known. With one seed
-            it does not hold the variance of training;
+        low, high: 95% interval over users and, where seeds repeat, over seeds (see `evaluation.estimates`); null where
+            neither is known. With one seed it does not hold the variance of training;
         share: of the log oracle's value, where the data has an answer key;
-        difference, difference_low, difference_high: to the baseline, paired by query on the same
-            resamples of users and by seed; its interval likewise.
+        difference, difference_low, difference_high: to the baseline, paired by user and by seed;
+        effect: the difference over the standard deviation of users' differences;
+        detectable: the smallest difference that this test set and these seeds would show four times in five;
+        p, p_corrected; verdict: "better" or "worse" where the corrected p is below 0.05, else "not told apart".
 
     Raises:
         ValueError: no runs; runs on different data or by different queries; a metric or the baseline is unknown; the
@@ -67,11 +71,16 @@ def compare(
     for metric in metrics or ():
         if metric not in known:
             raise ValueError(f"metric {metric} was not measured in every run: {config.nearest(metric, known)}")
-    rows = [
-        _row(label, group, groups[baseline], metric, is_baseline=label == baseline)
-        for metric in metrics or known
-        for label, group in groups.items()
-    ]
+    if correction not in CORRECTIONS:
+        raise ValueError(f"correction={correction}: {config.nearest(correction, CORRECTIONS)}")
+    rows = []
+    for metric in metrics or known:
+        of_metric = [
+            _row(label, group, groups[baseline], metric, is_baseline=label == baseline)
+            for label, group in groups.items()
+        ]
+        _corrected(of_metric, correction)
+        rows += of_metric
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -95,85 +104,51 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def _row(
     label: str, group: list[Run], baseline: list[Run], metric: str, *, is_baseline: bool
 ) -> dict[str, float | str | int | None]:
-    name = f"test/{metric}"
-    values = [run.metrics[name] for run in group]
-    value = sum(values) / len(values)
-    low, high = _ends(value, _users_half(group, None, metric), values)
+    own = _estimate(group, None, metric)
+    values = [run.metrics[f"test/{metric}"] for run in group]
     oracle = [run.metrics[f"oracle/{metric}"] for run in group if f"oracle/{metric}" in run.metrics]
+    value = sum(values) / len(values)
     row: dict[str, float | str | int | None] = {
         "metric": metric,
         "label": label,
         "seeds": len(group),
         "value": value,
-        "low": low,
-        "high": high,
+        "low": own and own.low,
+        "high": own and own.high,
         "share": value / (sum(oracle) / len(oracle)) if sum(oracle) > 0 else None,
-        "difference": None,
-        "difference_low": None,
-        "difference_high": None,
     }
     ours = {run.manifest["seed"]: run for run in group}
     theirs = {run.manifest["seed"]: run for run in baseline}
     shared = sorted(ours.keys() & theirs.keys())
+    difference, found = None, None
     if shared and not is_baseline:
-        differences = [ours[seed].metrics[name] - theirs[seed].metrics[name] for seed in shared]
-        difference = sum(differences) / len(differences)
-        half = _users_half([ours[seed] for seed in shared], [theirs[seed] for seed in shared], metric)
-        row["difference"] = difference
-        row["difference_low"], row["difference_high"] = _ends(difference, half, differences)
+        sides = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+        first, second = ([run.metrics[f"test/{metric}"] for run in side] for side in sides)
+        difference, found = sum(first) / len(first) - sum(second) / len(second), _estimate(*sides, metric)
+    row |= {"difference": difference, "difference_low": found and found.low, "difference_high": found and found.high}
+    row |= {"effect": found and found.effect, "detectable": found and found.detectable, "p": found and found.p}
     return row
 
 
-def _ends(
-    center: float, users_half: tuple[float, float] | None, over_seeds: list[float]
-) -> tuple[float | None, float | None]:
-    """An interval that holds both what other users and what other seeds would change; none where neither is known.
-
-    The two are independent, so their half-widths add in quadrature.
-    """
-    if users_half is None and len(over_seeds) < 2:
-        return None, None
-    below, above = users_half or (0.0, 0.0)
-    if len(over_seeds) > 1:
-        _, low, _ = seeds_interval(over_seeds)
-        seeds_half = center - low
-        below, above = math.hypot(below, seeds_half), math.hypot(above, seeds_half)
-    return center - below, center + above
+def _estimate(group: list[Run], baseline: list[Run] | None, metric: str) -> Estimate | None:
+    values = [run.metrics[f"test/{metric}"] for run in group]
+    frames = [run.per_user for run in group]
+    if baseline is None:
+        return estimate(frames, metric, values=values)
+    others = [run.metrics[f"test/{metric}"] for run in baseline]
+    return estimate(frames, metric, [run.per_user for run in baseline], values=values, other_values=others)
 
 
-def _users_half(group: list[Run], baseline: list[Run] | None, metric: str) -> tuple[float, float] | None:
-    """How far the interval over users reaches below and above the mean, each query averaged over seeds: by a
-    bootstrap of users for means over queries, for a ranker's ratios by what each user adds to their error; None where
-    that is not known."""
-    if "@" not in metric:
-        mine = _influence(group, metric)
-        other = None if baseline is None else _influence(baseline, metric)
-        if mine is None or (baseline is not None and other is None):
-            return None
-        error = mine if other is None else mine.join(other, on="user_key", suffix="_other")
-        share = pl.col("share") if other is None else pl.col("share") - pl.col("share_other")
-        half = NORMAL * math.sqrt(float(error.select((share * share).sum()).item()))
-        return half, half
-    ours = _query_means(group, metric)
-    theirs = ours.with_columns(pl.lit(0.0).alias(metric)) if baseline is None else _query_means(baseline, metric)
-    mean, low, high = paired_interval(ours, theirs)[metric]
-    return mean - low, high - mean
-
-
-def _influence(group: list[Run], metric: str) -> pl.DataFrame | None:
-    """What each user adds to the error of a ranker's metric, averaged over seeds: user_key, share."""
-    if metric == "auc":
-        share = pl.col("auc_influence")
-    elif metric in RATIOS:
-        above, below = (pl.col(name) for name in RATIOS[metric])
-        share = (above - below * (above.sum() / below.sum())) / below.sum()
-    else:
-        return None
-    frames = [run.per_user.select("user_key", share=share.cast(pl.Float64)) for run in group]
-    return pl.concat(frames).group_by("user_key").mean().sort("user_key")
-
-
-def _query_means(group: list[Run], metric: str) -> pl.DataFrame:
-    keys = key_columns(group[0].per_user)
-    frames = [run.per_user.select(*keys, pl.col(metric).cast(pl.Float64)) for run in group]
-    return pl.concat(frames).group_by(keys).mean().sort(keys)
+def _corrected(rows: list[dict[str, float | str | int | None]], correction: str) -> None:
+    """Give the rows of one metric their corrected p and what it says of the difference."""
+    tested = [row for row in rows if row["p"] is not None]
+    p = CORRECTIONS[correction]([float(row["p"]) for row in tested])  # type: ignore[arg-type]
+    for row in rows:
+        row["p_corrected"] = row["verdict"] = None
+        if row["difference"] is not None:
+            row["verdict"] = "not told apart"
+    for row, corrected in zip(tested, p, strict=True):
+        row["p_corrected"] = corrected
+        if corrected < ALPHA:
+            up = float(row["difference"]) > 0  # type: ignore[arg-type]
+            row["verdict"] = "better" if up != (row["metric"] in LESS_IS_BETTER) else "worse"

@@ -112,7 +112,7 @@ def test_rankers_are_compared_user_by_user(finished: recsys.Run, tmp_path: Path)
     other = train(config.compose("model=logistic", "model.table_lr=0.5", *SMALL), tmp_path / "run")
     found = recsys.compare([finished, other])
     rows = {row["metric"]: row for row in found.filter(pl.col("label").str.contains("0.5")).to_dicts()}
-    for metric in ("auc", "log_loss", "calibration"):
+    for metric in ("auc", "log_loss", "calibration", "grouped_auc", "normalised_cross_entropy"):
         row = rows[metric]
         assert row["difference"] == pytest.approx(other.metrics[f"test/{metric}"] - finished.metrics[f"test/{metric}"])
         assert row["difference_low"] < row["difference"] < row["difference_high"]
@@ -120,7 +120,13 @@ def test_rankers_are_compared_user_by_user(finished: recsys.Run, tmp_path: Path)
         low, high = (other.metrics[f"test/{metric}/{end}"] for end in ("low", "high"))
         assert row["high"] - row["low"] == pytest.approx(high - low, rel=0.35)
         assert row["difference_high"] - row["difference_low"] < 1.5 * (row["high"] - row["low"])
-    assert rows["grouped_auc"]["difference_low"] is None
+    assert rows["calibration_error"]["difference_low"] is None  # no sum over users
+    assert rows["calibration_error"]["verdict"] == "not told apart"
+    told = [row for row in rows.values() if row["verdict"] in ("better", "worse")]
+    for row in told:
+        grew, less_is_better = row["difference"] > 0, row["metric"] in ("log_loss", "normalised_cross_entropy")
+        assert (row["verdict"] == "better") == (grew != less_is_better)
+    assert told
     same = recsys.compare([finished, finished], names=["one", "two"], metrics=["log_loss"])
     assert same["difference_high"][1] == 0
 

@@ -1,5 +1,6 @@
 """A finished run answers: recommendations, similar items, comparisons, plots, from frames in a notebook."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,32 @@ def test_compare_labels_what_differs_and_aggregates_seeds(runs: dict[str, recsys
     assert rows["Popularity"]["difference"] is None
     assert better["difference"] == pytest.approx(better["value"] - rows["Popularity"]["value"])
     assert 0 < better["difference_low"] < better["difference"] < better["difference_high"]
+    assert better["verdict"] == "better"
+    assert better["p"] <= better["p_corrected"] < 0.05
+    assert 0 < better["detectable"] < better["difference"]
+    assert better["effect"] > 0
+
+
+@pytest.mark.parametrize(("correction", "verdicts"), [("holm", 1), ("benjamini_hochberg", 3)])
+def test_verdicts_survive_the_correction_over_all_that_are_compared(
+    runs: dict[str, recsys.Run], tmp_path: Path, correction: str, verdicts: int
+) -> None:
+    """Nine runs whose users differ from the baseline's ever less: alone four would be told apart."""
+    rng, users = np.random.default_rng(0), len(runs["als"].per_user)
+    noise = rng.standard_normal(users)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    found = []
+    for number, t in enumerate([0.0, 4.0, 2.6, 2.5, 2.0, *[0.5] * 5]):
+        run = recsys.load(shutil.copytree(runs["als"].path, tmp_path / str(number)))
+        values = runs["als"].per_user["recall@3"].cast(pl.Float64)
+        values = values + (noise + t / users**0.5) * (number > 0)
+        run.per_user = run.per_user.with_columns(values.alias("recall@3"))
+        run.metrics = {**run.metrics, "test/recall@3": values.mean()}
+        found.append(run)
+    table = compare(found, ["recall@3"], names=[str(n) for n in range(len(found))], correction=correction)
+    assert table["p"].drop_nulls().lt(0.05).sum() == 4
+    assert table["verdict"].eq("better").sum() == verdicts
+    assert table["verdict"].eq("not told apart").sum() == 9 - verdicts
 
 
 def test_compare_refuses_what_cannot_be_compared(runs: dict[str, recsys.Run], tmp_path: Path) -> None:
@@ -109,6 +136,8 @@ def test_compare_refuses_what_cannot_be_compared(runs: dict[str, recsys.Run], tm
         compare([runs["als"]], ["recal@3"])
     with pytest.raises(ValueError, match="baseline=ALSO: did you mean ALS"):
         compare([runs["als"]], baseline="ALSO")
+    with pytest.raises(ValueError, match="correction=hulm: did you mean holm"):
+        compare([runs["als"]], correction="hulm")
     with pytest.raises(ValueError, match="nothing to compare"):
         compare([])
 

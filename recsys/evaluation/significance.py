@@ -1,4 +1,4 @@
-"""How sure a measured difference is: a Poisson bootstrap over users, and t intervals over seeds.
+"""How sure a measured figure is: a Poisson bootstrap over users.
 
 In a Poisson bootstrap each replicate weighs each user by a Poisson(1) number instead of drawing users
 with replacement (Chamandy et al. 2012, "Estimating uncertainty for massive data streams"). Here a weight
@@ -6,7 +6,7 @@ is a function of (seed, user_key, replicate) alone: it does not depend on the or
 they come in or the device, and two models are compared on the same resamples.
 
 A bootstrap over users says how far the figure of *these trained weights* would move with other users. It
-does not hold the variance of training: repeat seeds and use `seeds_interval` for that.
+does not hold the variance of training: repeat seeds and see `estimates` for that.
 
 Shapes: Q queries (one row a user), M metrics, R replicates.
 """
@@ -14,7 +14,6 @@ Shapes: Q queries (one row a user), M metrics, R replicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -176,30 +175,3 @@ def paired_interval(
     return {
         name: (float(mean), low, high) for name, mean, (low, high) in zip(metrics, means, ends.tolist(), strict=True)
     }
-
-
-def seeds_interval(
-    a: Sequence[float], b: Sequence[float] | None = None, *, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean and t interval over repeated seeds: what holds the variance of training.
-
-    Args:
-        a: one figure a seed.
-        b: another model's figures for the same seeds, in the same order; the interval is then of a - b.
-
-    Returns:
-        (mean, low, high).
-
-    Raises:
-        ValueError: fewer than two seeds, or a and b of different length.
-    """
-    from scipy.special import stdtrit  # scipy.stats takes half a second to import
-
-    if b is not None and len(a) != len(b):
-        raise ValueError(f"a paired interval over seeds needs the same seeds, got {len(a)} and {len(b)}")
-    values = np.asarray(a, dtype=np.float64) - (0.0 if b is None else np.asarray(b, dtype=np.float64))
-    if len(values) < 2:
-        raise ValueError(f"an interval over seeds needs at least two seeds, got {len(values)}")
-    half = stdtrit(len(values) - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(len(values))
-    mean = float(values.mean())
-    return mean, mean - float(half), mean + float(half)

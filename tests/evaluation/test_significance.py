@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from recsys.evaluation import intervals, paired_interval, seeds_interval, significance
+from recsys.evaluation import intervals, paired_interval, significance
 from recsys.evaluation.significance import mix64, poisson_weights, replicate_sums
 
 
@@ -137,17 +137,6 @@ def test_paired_runs_must_share_users_and_metrics():
         paired_interval(a, a.filter(pl.col("user_key") != 6))
     with pytest.raises(ValueError, match="share no metric"):
         paired_interval(a, a.rename({"recall@5": "recall@10"}))
-
-
-def test_seeds_interval_is_students():
-    mean, low, high = seeds_interval([0.30, 0.32, 0.31, 0.29, 0.33], [0.30, 0.30, 0.30, 0.30, 0.30])
-    assert mean == pytest.approx(0.01)
-    half = 2.7764451052 * math.sqrt(0.00025) / math.sqrt(5)  # t of 4 degrees of freedom at 0.975
-    assert (low, high) == pytest.approx((0.01 - half, 0.01 + half))
-    with pytest.raises(ValueError, match="two seeds"):
-        seeds_interval([0.3])
-    with pytest.raises(ValueError, match="same seeds"):
-        seeds_interval([0.3, 0.4], [0.3])
 
 
 def test_few_users_and_bad_arguments():
