@@ -29,7 +29,8 @@ recsys: a research lab for recommender systems
   recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
                                                  a synthetic world's log as Parquet by day; again: goes on
   recsys world validate world=small              its statistics beside published ones
-  recsys compare runs=DIR,DIR,…                  one table of several runs, seeds aggregated
+  recsys compare runs=DIR,DIR,… [metrics=[recall@20,gini@20]] [baseline=ALS] [correction=benjamini_hochberg]
+                                                 one table of several runs: seeds aggregated, differences tested
   recsys features features=world path=DIR [data=…] [split=…] [negatives=0.1]
                                                  columns to tensors: fit on train, write every part (or features=F.yaml)
   recsys study collisions [buckets=100,1000] [world=…] [model=…] [k=20] [out=F.parquet]
@@ -41,6 +42,7 @@ Your log:    recsys train data=table data.path=log.parquet data.columns.user_id=
 Completion:  eval "$(recsys -sc install=bash)"   (zsh and fish alike)
 """
 
+OF_LISTS = ("popularity", "popularity_lift", "novelty", "serendipity", "diversity", "coverage", "gini")
 WORLD = ("world=", "world.")  # how arguments begin that choose a synthetic world
 
 # What a user can cause and mend gets one line; anything else is a defect and keeps its traceback.
@@ -191,10 +193,12 @@ def _recommend(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    options = _options(arguments, required=("runs",))
+    options = _options(arguments, required=("runs",), optional=("metrics", "baseline", "correction"))
     from recsys.run import Run
 
-    _show_comparison([Run(Path(path)) for path in options["runs"].split(",")])
+    runs = [Run(Path(path)) for path in options["runs"].split(",")]
+    metrics = options["metrics"].strip("[]").split(",") if "metrics" in options else None
+    _show_comparison(runs, metrics, options.get("baseline"), options.get("correction", "holm"))
 
 
 def _features(arguments: list[str]) -> None:
@@ -351,7 +355,7 @@ def _show(run: Run) -> None:
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
-    """One line a metric: value, interval, share of the oracle or Bayes' own value; then the rest."""
+    """One line a metric: value, interval, share of the oracle or Bayes' own value; then the lists, then the rest."""
     columns = ["metric", "value", "95% interval", "share of the oracle", "warm only"]
     if any(name.startswith("bayes/") for name in metrics):
         columns[3] = "the truth known"
@@ -360,6 +364,8 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         if not name.startswith("test/") or name.count("/") != 1:
             continue
         metric = name.removeprefix("test/")
+        if metric.partition("@")[0] in OF_LISTS:
+            continue
         low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
         oracle, warm = metrics.get(f"oracle/{metric}"), metrics.get(f"test/warm/{metric}")
         row = [metric, f"{value:.4f}"]
@@ -385,29 +391,40 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         [columns[c] for c in shown],
         [[row[c] for c in shown] for row in rows],
     )
+    lists = {name: [k for k in metrics if k.startswith(f"test/{name}@") and k.count("/") == 1] for name in OF_LISTS}
+    lists = {name: found for name, found in lists.items() if found}
+    if lists:
+        cuts = [f"@{name.partition('@')[2]}" for name in next(iter(lists.values()))]
+        cells = [[name, *(f"{metrics[k]:.4f}" for k in found)] for name, found in lists.items()]
+        _print_table("what the lists are like", ["", *cuts], cells)
     rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation")}
     sys.stdout.write("  ".join(f"{name} {value:,.4g}" for name, value in rest.items()) + "\n")
 
 
-def _show_comparison(runs: list[Run]) -> None:
+def _show_comparison(
+    runs: list[Run], metrics: list[str] | None = None, baseline: str | None = None, correction: str = "holm"
+) -> None:
     from recsys.comparison import compare
 
-    frame = compare(runs)
+    frame = compare(runs, metrics, baseline, correction=correction)
+    if metrics is None:
+        import polars as pl
+
+        frame = frame.filter(~pl.col("metric").str.split("@").list.first().is_in(OF_LISTS))
     rows = []
     for row in frame.iter_rows(named=True):
-        cells = [row["metric"], row["label"], str(row["seeds"]), f"{row['value']:.4f}"]
-        cells.append("" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]")
+        interval = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
+        cells = [row["metric"], row["label"], str(row["seeds"]), f"{row['value']:.4f}{interval}"]
         cells.append("" if row["share"] is None else f"{row['share']:.1%}")
-        cells.append("" if row["difference"] is None else f"{row['difference']:+.4f}")
         known = row["difference_low"] is not None
-        cells.append(f"[{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]" if known else "")
+        interval = f" [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]" if known else ""
+        cells.append("" if row["difference"] is None else f"{row['difference']:+.4f}{interval}")
         cells.append("" if row["detectable"] is None else f"{row['detectable']:.4f}")
         cells += ["" if row["p_corrected"] is None else f"{row['p_corrected']:.3f}", row["verdict"] or ""]
         rows.append(cells)
-    header = ["metric", "label", "seeds", "value", "95% interval", "of the oracle", "difference", "95% interval"]
-    header += ["detectable", "p, Holm's", "verdict"]
+    header = ["metric", "label", "seeds", "value", "of the oracle", "difference", "detectable", "p", "verdict"]
     shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {frame['label'][0]}"
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {baseline or frame['label'][0]}, p by {correction}"
     _print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 
@@ -431,7 +448,7 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -9,9 +9,11 @@ import polars as pl
 
 from recsys import config
 from recsys.evaluation.estimates import CORRECTIONS, Estimate, estimate
+from recsys.evaluation.metrics import METRICS
 from recsys.run import Run
 
 ALPHA = 0.05
+MORE_IS_BETTER = (*METRICS, "auc", "grouped_auc", "gap_closed")
 LESS_IS_BETTER = ("log_loss", "normalised_cross_entropy", "calibration_error")
 
 
@@ -42,7 +44,8 @@ def compare(
         difference, difference_low, difference_high: to the baseline, paired by user and by seed;
         effect: the difference over the standard deviation of users' differences;
         detectable: the smallest difference that this test set and these seeds would show four times in five;
-        p, p_corrected; verdict: "better" or "worse" where the corrected p is below 0.05, else "not told apart".
+        p, p_corrected; verdict: "better" or "worse" where the corrected p is below 0.05 ("higher" or "lower" where the
+            metric is no goal in itself), else "not told apart"; null where the variance is not known.
 
     Raises:
         ValueError: no runs; runs on different data or by different queries; a metric or the baseline is unknown; the
@@ -144,11 +147,16 @@ def _corrected(rows: list[dict[str, float | str | int | None]], correction: str)
     tested = [row for row in rows if row["p"] is not None]
     p = CORRECTIONS[correction]([float(row["p"]) for row in tested])  # type: ignore[arg-type]
     for row in rows:
-        row["p_corrected"] = row["verdict"] = None
-        if row["difference"] is not None:
-            row["verdict"] = "not told apart"
+        row["p_corrected"], row["verdict"] = None, None if row["difference_low"] is None else "not told apart"
     for row, corrected in zip(tested, p, strict=True):
         row["p_corrected"] = corrected
         if corrected < ALPHA:
-            up = float(row["difference"]) > 0  # type: ignore[arg-type]
-            row["verdict"] = "better" if up != (row["metric"] in LESS_IS_BETTER) else "worse"
+            is_more = float(row["difference"]) > 0  # type: ignore[arg-type]
+            row["verdict"] = _verdict(str(row["metric"]).partition("@")[0], is_more)
+
+
+def _verdict(metric: str, is_more: bool) -> str:
+    """What a difference that is there means. Lists that are more popular or more varied are no better for it."""
+    if metric in MORE_IS_BETTER or metric in LESS_IS_BETTER:
+        return "better" if is_more == (metric in MORE_IS_BETTER) else "worse"
+    return "higher" if is_more else "lower"

@@ -20,8 +20,9 @@ from recsys import config
 from recsys.answer_key import answer_key, bayes
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule
-from recsys.data.rows import joined, table_rows
+from recsys.data.rows import item_kinds, joined, table_rows
 from recsys.evaluation import calibration
+from recsys.evaluation.beyond import Items
 from recsys.features import FeaturePipeline
 from recsys.features.pipeline import ROLES
 from recsys.features.sampling import NegativeSampling
@@ -46,6 +47,8 @@ class Retrieval:
             raise ValueError(f"negatives={cfg.negatives} is for rankers: a retriever draws its own")
         self.cfg, self.data, self.device, self.seed = cfg, data, device, seed
         self.evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
+        kinds = config.check_type(cfg.get("kinds"), str | None, "kinds")
+        self.kinds_ID = None if kinds is None else item_kinds(data.log, data.items.ids, kinds)
 
     def build(self) -> Retriever:
         """The untrained model; where it has features, with those of all users and items, as fitted on train."""
@@ -116,7 +119,9 @@ class Retrieval:
         cut is relevant, to those queries that have such."""
         self._date(self.data.split.test_cut)
         score = self.model.scorer_with_fallback()
-        found = self.evaluate(score=score, queries=self.data.test)
+        num_users = int((self.data.train.row_counts() > 0).sum())
+        items = Items(self.data.train.item_counts() / num_users, num_users, self.kinds_ID)
+        found = self.evaluate(score=score, queries=self.data.test, items=items)
         metrics = flat(found.metrics, found.intervals, found.warm)
         metrics |= {"evaluation/seconds": round(found.seconds, 3), "evaluation/queries": len(found.per_user)}
         metrics |= {"evaluation/users": found.per_user["user_key"].n_unique(), "queries": self.data.queries}

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 import polars as pl
+import torch
+from torch import Tensor
 
+from recsys.config import nearest
 from recsys.data.checks import DataError
 from recsys.data.log import Log
 from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, TIMESTAMP, USER_ID
+
+MOST_VALUES = 4096  # that a column may have which says of what kind an item is
 
 
 def joined(log: Log, rows: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
@@ -54,3 +59,33 @@ def table_rows(log: Log, role: str, ids: pl.Series) -> pl.LazyFrame:
     rows = pl.concat([nulls, ids.alias(role)]).to_frame()
     other = ITEM_ID if role == USER_ID else USER_ID
     return joined(log, rows.with_columns(pl.lit(None, log.events.collect_schema()[other]).alias(other)))
+
+
+def item_kinds(log: Log, ids: pl.Series, column: str) -> Tensor:
+    """Of what kinds items are, float32 [I, D]: 1 for each value that a column of the item table has for them, reserved
+    indices first. A text is split at | and commas, a list has its members as values; null is no kind.
+
+    Raises:
+        DataError: there is no such column, it holds fractions, or more than 4,096 values: it names items, not kinds.
+    """
+    known = {} if log.items is None else dict(log.items.collect_schema())
+    if column not in known:
+        raise DataError(f"{log.name}: the items have no column {column!r}: {nearest(column, known)}")
+    if known[column].is_float():
+        raise DataError(f"{log.name}: column {column!r} of the items holds fractions, not kinds; name another")
+    rows = table_rows(log, ITEM_ID, ids).select(value=pl.col(column)).collect().with_row_index("item_idx")
+    if known[column] == pl.String:
+        rows = rows.with_columns(pl.col("value").str.replace_all(",", "|").str.split("|"))
+    if isinstance(rows["value"].dtype, pl.List):
+        rows = rows.explode("value", empty_as_null=True)
+    rows = rows.drop_nulls().with_columns(pl.col("value").cast(pl.String).str.strip_chars())
+    rows = rows.filter(pl.col("value") != "").with_columns(kind=pl.col("value").rank("dense") - 1)
+    size = rows["kind"].max()
+    if size is None or int(size) >= MOST_VALUES:  # type: ignore[arg-type]
+        what = "no value" if size is None else f"more than {MOST_VALUES:,} values"
+        raise DataError(
+            f"{log.name}: column {column!r} of the items has {what}; name one that says of what kind they are"
+        )
+    found_ID = torch.zeros(len(ids) + NUM_RESERVED, int(size) + 1)  # type: ignore[arg-type]
+    found_ID[rows["item_idx"].to_numpy().astype("int64"), rows["kind"].to_numpy().astype("int64")] = 1
+    return found_ID

@@ -123,7 +123,7 @@ def _values(frames: Sequence[pl.DataFrame], metric: str, values: Sequence[float]
     if metric in RATIOS:
         above, below = RATIOS[metric]
         return np.array([frame.select(above.sum() / below.sum()).item() for frame in frames], dtype=np.float64)
-    if "@" not in metric:
+    if metric not in frames[0].columns or "@" not in metric:
         raise ValueError(f"{metric} does not follow from rows of users: give the values of the runs")
     return np.array([frame[metric].cast(pl.Float64).mean() for frame in frames], dtype=np.float64)
 
@@ -141,7 +141,7 @@ def _shares(frame: pl.DataFrame, metric: str) -> pl.DataFrame | None:
         mean = _LOSS.sum() / _ROWS.sum()
         of_rate = (_POSITIVES - rate * _ROWS) * ((1 - rate) / rate).log()
         share = ((_LOSS - mean * _ROWS) - mean / entropy * of_rate) / entropy / _ROWS.sum()
-    elif "@" in metric:
+    elif metric in frame.columns:
         value = pl.col(metric).cast(pl.Float64)
         share = (value - value.mean()) / pl.len()
     else:

@@ -28,23 +28,23 @@ METRICS = ("precision", "recall", "hit", "ndcg", "map", "mrr")
 
 def precision(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """Share of the K recommended that are relevant, H / K."""
-    return _sums(hits_BN.double(), k) / _row(k, hits_BN)
+    return sums_within(hits_BN.double(), k) / _row(k, hits_BN)
 
 
 def recall(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """Share of the relevant that are recommended, H / |R|."""
-    return _sums(hits_BN.double(), k) / num_relevant_B[:, None]
+    return sums_within(hits_BN.double(), k) / num_relevant_B[:, None]
 
 
 def hit(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """1 where any of the K recommended is relevant."""
-    return (_sums(hits_BN.double(), k) > 0).double()
+    return (sums_within(hits_BN.double(), k) > 0).double()
 
 
 def ndcg(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """Discounted cumulative gain over the best one possible at K."""
     device = hits_BN.device
-    dcg_BK = _sums(hits_BN / torch.log2(_ranks(hits_BN) + 1), k)
+    dcg_BK = sums_within(hits_BN / torch.log2(_ranks(hits_BN) + 1), k)
     discount = 1 / torch.log2(torch.arange(2, max(k) + 2, dtype=torch.float64, device=device))
     ideal = torch.cat([discount.new_zeros(1), discount.cumsum(0)])
     return dcg_BK / ideal[_attainable(num_relevant_B, k)]
@@ -53,13 +53,13 @@ def ndcg(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
 def average_precision(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """Precision at the ranks of the hits, averaged over min(K, |R|)."""
     hits = hits_BN.double()
-    return _sums(hits.cumsum(1) / _ranks(hits_BN) * hits, k) / _attainable(num_relevant_B, k)
+    return sums_within(hits.cumsum(1) / _ranks(hits_BN) * hits, k) / _attainable(num_relevant_B, k)
 
 
 def reciprocal_rank(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
     """1 / rank of the first hit, 0 where none of the K recommended is relevant."""
     first_BN = hits_BN & (hits_BN.cumsum(1) == 1)
-    return _sums(first_BN / _ranks(hits_BN), k)
+    return sums_within(first_BN / _ranks(hits_BN), k)
 
 
 def measure(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
@@ -68,9 +68,9 @@ def measure(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor
     return torch.cat([function(hits_BN, num_relevant_B, k) for function in functions], dim=1)
 
 
-def names(k: Sequence[int]) -> list[str]:
+def names(k: Sequence[int], metrics: Sequence[str] = METRICS) -> list[str]:
     """ "recall@20" and the like, the columns of `measure`."""
-    return [f"{metric}@{cut}" for metric in METRICS for cut in k]
+    return [f"{metric}@{cut}" for metric in metrics for cut in k]
 
 
 def _ranks(hits_BN: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _row(k: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(list(k), dtype=torch.int64, device=like.device)
 
 
-def _sums(values_BN: Tensor, k: Sequence[int]) -> Tensor:
+def sums_within(values_BN: Tensor, k: Sequence[int]) -> Tensor:
     """The sum of the first K ranks, for every K: one product with a matrix of ones."""
     within_NK = torch.arange(values_BN.shape[1], device=values_BN.device)[:, None] < _row(k, values_BN)
     return values_BN @ within_NK.double()

@@ -23,7 +23,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from recsys.evaluation.metrics import measure, names
+from recsys.evaluation import beyond
+from recsys.evaluation.beyond import Items
+from recsys.evaluation.metrics import METRICS, measure, names
 from recsys.evaluation.significance import percentile_ends, replicate_sums
 from recsys.evaluation.topk import NEVER, best, top_k
 from recsys.schema import Queries, UserBatch
@@ -44,7 +46,8 @@ _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's tempo
 class Evaluation:
     """What one pass over the queries measured.
 
-    metrics: {"recall@20": 0.18, …}, means over the queries with at least one relevant item.
+    metrics: {"recall@20": 0.18, …}, means over the queries with at least one relevant item; with `items` what `beyond`
+        says of their lists as well.
     intervals: the same keys, (low, high) by bootstrap over users; empty with num_replicates=0.
     warm: the same keys over warm users alone, cold items left out of their relevant set; empty when no
         warm user has a relevant item.
@@ -108,6 +111,7 @@ def evaluate(
     mask_history: bool = True,
     num_replicates: int = 1000,
     confidence: float = 0.95,
+    items: Items | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rank the whole catalogue (or the list of each query that brings one) and measure every metric at every K in the
@@ -120,6 +124,7 @@ def evaluate(
         mask_history: False is the repeat-consumption switch: items of the history may be recommended, and
             stay relevant.
         num_replicates: bootstrap replicates; 0: no intervals.
+        items: what is known of them; None: nothing beyond accuracy is measured.
 
     Raises:
         ValueError: as in `rank`, or no query has a relevant item.
@@ -127,46 +132,53 @@ def evaluate(
     began = time.perf_counter()
     cuts = _cut_offs(k)
     num_candidates = int(queries.candidates.sum())
-    beyond = [cut for cut in cuts if cut > num_candidates]
-    if beyond:
+    too_deep = [cut for cut in cuts if cut > num_candidates]
+    if too_deep:
         warnings.warn(
-            f"k={beyond[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
+            f"k={cuts[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
             stacklevel=2,
         )
     depth = max(1, min(cuts[-1], num_candidates))
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     lists = _ranker(score, queries, depth, memory_bytes, device, seed, mask_history)
+    items = items and items.to(device)
     parts = _spread(
-        lambda part: _measured(part, lists(part), cuts, mask_history, num_replicates, seed),
+        lambda part: _measured(part, lists(part), cuts, mask_history, num_replicates, seed, items),
         queries,
         device,
         progress,
     )
     counts = dict.fromkeys(("queries", "warm_queries", "empty_relevant", "cold_relevant", "cold_users"), 0)
-    total = warm_total = replicates = torch.zeros(())
+    total = warm_total = replicates = exposure = popularity = torch.zeros(())
     columns = []
     for part in parts:
         total, warm_total = total + part.sum_M, warm_total + part.warm_sum_M
         replicates = replicates + part.replicate_sums
+        exposure, popularity = exposure + part.exposure, popularity + part.popularity_sums
         counts = {name: count + part.counts[name] for name, count in counts.items()}
         columns.append(part.columns)
     if counts["queries"] == 0:
         raise ValueError(f"none of {len(queries)} queries has a relevant item: there is nothing to measure")
-    keys = names(cuts)
+    keys = names(cuts, METRICS if items is None else (*METRICS, *items.names))
     user_idx, user_key, num_relevant, warm, values, *query_key = map(torch.cat, zip(*columns, strict=True))
     per_user = {"user_idx": user_idx, "user_key": user_key, "num_relevant": num_relevant, "warm": warm}
     per_user |= dict(zip(("query_key",), query_key, strict=False))
     per_user |= dict(zip(keys, values.T.contiguous(), strict=True))
-    metrics = (total / counts["queries"]).tolist()
+    metrics = dict(zip(keys, (total / counts["queries"]).tolist(), strict=True))
+    if items is not None:
+        metrics |= beyond.spread(exposure, queries.candidates, cuts)
+        if float(popularity[-1]) > 0:
+            lifts = (popularity[:-1] / popularity[-1] - 1).tolist()
+            metrics |= {f"popularity_lift@{cut}": lift for cut, lift in zip(cuts, lifts, strict=True)}
     warm_metrics = (warm_total / counts["warm_queries"]).tolist() if counts["warm_queries"] else []
     ends = percentile_ends(replicates, confidence).tolist() if num_replicates else []
     return Evaluation(
-        metrics=dict(zip(keys, metrics, strict=True)),
+        metrics=metrics,
         intervals={key: (low, high) for key, (low, high) in zip(keys, ends, strict=False)},
         warm=dict(zip(keys, warm_metrics, strict=False)),
         per_user=pl.DataFrame({name: column.numpy() for name, column in per_user.items()}),
-        counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(beyond)} | _list_lengths(queries),
+        counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(too_deep)} | _list_lengths(queries),
         seconds=time.perf_counter() - began,
     )
 
@@ -177,12 +189,20 @@ class _Measured(NamedTuple):
     sum_M: Tensor
     warm_sum_M: Tensor
     replicate_sums: Tensor  # [M + 1, R]
+    exposure: Tensor  # [C, I]; nothing without items
+    popularity_sums: Tensor  # [C + 1], of lists at every cut-off and of histories, where there is one
     counts: dict[str, int]
     columns: tuple[Tensor, ...]  # user_idx, user_key, num_relevant, warm, float32 [queries, M] and any query_key
 
 
 def _measured(
-    part: Queries, item_idx: Tensor, cuts: list[int], mask_history: bool, num_replicates: int, seed: int
+    part: Queries,
+    item_idx: Tensor,
+    cuts: list[int],
+    mask_history: bool,
+    num_replicates: int,
+    seed: int,
+    items: Items | None,
 ) -> _Measured:
     """Metrics of the lists of one part."""
     relevant_key, num_known = _relevant(part, mask_history)
@@ -191,12 +211,23 @@ def _measured(
     keep = num_relevant > 0
     warm = part.warm & (num_known > 0)
     values, user_key = measure(hits[keep], num_relevant[keep], cuts), part.user_key[keep]
+    warm_values = measure(hits[warm], num_known[warm], cuts)
+    exposure = popularity_sums = torch.zeros(())
+    if items is not None:
+        found = beyond.measure(item_idx, hits, items, cuts)
+        values, warm_values = (torch.cat(pair, 1) for pair in ((values, found[keep]), (warm_values, found[warm])))
+        exposure = beyond.exposure(item_idx[keep], part.num_items, cuts)
+        liked = beyond.history_popularity(part.seen, items)
+        told = keep & ~liked.isnan()
+        popularity_sums = torch.cat([found[told, : len(cuts)], liked[told, None]], 1).sum(0)
     columns = [part.user_idx[keep], user_key, num_relevant[keep], part.warm[keep], values.float()]
     columns += [] if part.query_key is None else [part.query_key[keep]]
     return _Measured(
         sum_M=values.sum(0).cpu(),
-        warm_sum_M=measure(hits[warm], num_known[warm], cuts).sum(0).cpu(),
+        warm_sum_M=warm_values.sum(0).cpu(),
         replicate_sums=replicate_sums(values, user_key, num_replicates=num_replicates, seed=seed).cpu(),
+        exposure=exposure.cpu(),
+        popularity_sums=popularity_sums.cpu(),
         counts={
             "queries": int(keep.sum()),
             "warm_queries": int(warm.sum()),

@@ -8,7 +8,7 @@ import pytest
 from recsys import config
 from recsys.data import readers, splits
 from recsys.data.checks import DataError
-from recsys.data.rows import joined
+from recsys.data.rows import item_kinds, joined
 
 EVENTS = pl.DataFrame(
     {"user_id": [2, 1, 9, 2, 1], "item_id": [10, 10, 20, 30, 20], "timestamp": range(1, 6), "tab": [5, 4, 3, 2, 1]}
@@ -88,3 +88,29 @@ def test_a_world_by_its_parts_on_either_engine():
     person = log.users.filter(pl.col("user_id") == row["user_id"]).collect().row(0, named=True)
     assert (row["item_language"], row["item_timestamp"]) == (video["language"], video["timestamp"])
     assert (row["user_language"], row["age_band"]) == (person["language"], person["age_band"])
+
+
+def test_kinds_of_items_are_values_of_a_column():
+    table = pl.DataFrame(
+        {
+            "item_id": [5, 6, 7, 8],
+            "genres": ["drama|war", "war", None, " drama, comedy"],
+            "topic": [3, 1, 1, None],
+            "tags": [["b"], [], ["a", "b"], None],
+            "length": [1.0, 2.0, 3.0, 4.0],
+        }
+    )
+    log = log_of(items=table)
+    ids = pl.Series([8, 5, 7, 6, 9])  # of the last nothing is known
+    found = item_kinds(log, ids, "genres")  # comedy, drama, war
+    assert found.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert item_kinds(log, ids, "topic")[2:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 0], [0, 0]]
+    assert item_kinds(log, ids, "tags")[2:].tolist() == [[0, 0], [0, 1], [1, 1], [0, 0], [0, 0]]
+    for column, message in {"genre": "did you mean genres", "length": "holds fractions"}.items():
+        with pytest.raises(DataError, match=message):
+            item_kinds(log, ids, column)
+    with pytest.raises(DataError, match="has no value"):
+        item_kinds(log, pl.Series([9]), "topic")
+    many = pl.DataFrame({"item_id": range(5000), "name": [f"{n}" for n in range(5000)]})
+    with pytest.raises(DataError, match=r"more than 4,096 values"):
+        item_kinds(log_of(items=many), many["item_id"], "name")
