@@ -313,7 +313,7 @@ FEW = {"dim": 32, "num_vectors": 3000, "metric": "inner_product", "on_gpu": Fals
         ("", {}, "could not parse"),
         ("Flat,", {}, "could not parse"),
         ("Flat", {"metric": "euclidean"}, "metric=euclidean: expected inner_product or cosine"),
-        ("CAGRA", {}, r"pip install recsys\[gpu\]"),
+        ("CAGRA", {}, r"pip install recsys\[cuvs\]"),
         ("HNSW32", {"on_gpu": True}, "does not run on a GPU"),
         ("IVF16,PQ8x4fs", {"on_gpu": True}, "does not run on a GPU"),
         ("IVF16,Flat,RFlat", {"on_gpu": True}, "does not run on a GPU"),
