@@ -35,6 +35,8 @@ recsys: a research lab for recommender systems
                                                  columns to tensors: fit on train, write every part (or features=F.yaml)
   recsys study collisions [buckets=100,1000] [world=…] [model=…] [k=20] [out=F.parquet]
                                                  what hashing the items of a log costs
+  recsys study leakage [data=…] [split=…] [model=als] [metric=recall@20] [features=…] [out=F.parquet]
+                                                 what of test could be known in training, and what that is worth
   recsys doctor                                  versions and devices, with a kernel run on each
 
 Start with:  recsys train model=als
@@ -280,8 +282,46 @@ def _world(arguments: list[str]) -> None:
 
 
 def _study(arguments: list[str]) -> None:
-    if arguments[:1] != ["collisions"]:
-        raise ValueError("recsys study: expected `recsys study collisions`")
+    studies = {"collisions": _study_collisions, "leakage": _study_leakage}
+    if not arguments or arguments[0] not in studies:
+        raise ValueError(f"recsys study: expected one of {', '.join(studies)}")
+    studies[arguments[0]](arguments)
+
+
+def _study_leakage(arguments: list[str]) -> None:
+    own = [a for a in arguments[1:] if a.startswith(("metric=", "out="))]
+    options = _options(own, optional=("metric", "out"))
+    metric = options.get("metric", "recall@20")
+    import torch
+
+    from recsys import atomic, config, tasks, tracking
+    from recsys.data.datamodule import RecDataModule
+    from recsys.studies.leakage_price import study
+
+    chosen = [a for a in arguments[1:] if a not in own]
+    if not any(a.startswith("model=") for a in chosen):
+        chosen.append("model=als")
+    cfg = config.compose(*chosen)
+    data = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed, queries=cfg.queries)
+    pipeline = None
+    if cfg.get("features") is not None:
+        task = tasks.of(cfg)(cfg, data, torch.device("cpu"), cfg.seed)
+        task.build()
+        pipeline = task.pipeline
+
+    def measure(module: RecDataModule) -> pl.DataFrame:
+        return tasks.trained(cfg, module, torch.device("cpu"), cfg.seed).measure()[1]
+
+    report = study(data, measure, pipeline, metric)
+    if report.is_empty():
+        tracking.print_line(f"{data.log.name}, split={data.split.report['kind']}: nothing leaks")
+    else:
+        _print_frame(f"{data.log.name}: leaks, and their price in points of {metric}", report, ".4g")
+    if "out" in options:
+        atomic.write(Path(options["out"]), report.write_parquet)
+
+
+def _study_collisions(arguments: list[str]) -> None:
     own = [a for a in arguments[1:] if a.startswith(("buckets=", "k=", "out="))]
     options = _options(own, optional=("buckets", "k", "out"))
     k = _whole(options, "k") or 20

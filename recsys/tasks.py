@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytorch_lightning as lightning
 import torch
 from omegaconf import DictConfig
 
@@ -27,7 +28,7 @@ from recsys.features import FeaturePipeline
 from recsys.features.pipeline import ROLES
 from recsys.features.sampling import NegativeSampling
 from recsys.features.vocabulary import id_keys
-from recsys.models.base import Ranker, Retriever, RowBatch, Solver, score
+from recsys.models.base import Ranker, Retriever, RowBatch, Solver, no_report, score
 from recsys.run import Run
 from recsys.schema import ITEM_ID, LABEL, USER_ID, Schema
 
@@ -259,6 +260,20 @@ class Ranking:
         )  # fmt: skip
 
 
+def fit(task: Retrieval | Ranking) -> None:
+    """Train the built model of a task with nothing beside: no run directory, no checkpoint, no learning curve."""
+    model: Any = task.model
+    task.observe()
+    model.to(task.device)
+    if not task.solve(no_report):
+        model.on_train_start()
+        source, optimizers = task.source(), model.train().configure_optimizers()
+        for epoch in range(model.max_epochs):
+            for chunk in source.chunks(epoch):
+                model.train_steps(chunk, optimizers)
+    model.eval()
+
+
 def flat(metrics: Metrics, intervals: dict[str, tuple[float, float]], warm: Metrics, prefix: str = "test") -> Metrics:
     """A measurement as flat metrics: prefix/recall@20, and /low and /high where an interval is known."""
     found = {f"{prefix}/{name}": value for name, value in metrics.items()}
@@ -271,3 +286,12 @@ def of(cfg: DictConfig) -> type[Retrieval] | type[Ranking]:
     """Which of the two a configuration is about, by the class that its model names."""
     target: Any = config.target(cfg.model)
     return Ranking if isinstance(target, type) and issubclass(target, Ranker) else Retrieval
+
+
+def trained(cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int = 0) -> Retrieval | Ranking:
+    """The task of a configuration, its model fitted (see `fit`) to the weights that `training.train` would end in."""
+    lightning.seed_everything(seed, verbose=False)
+    task = of(cfg)(cfg, data, device, seed)
+    task.build()
+    fit(task)
+    return task

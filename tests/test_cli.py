@@ -141,3 +141,21 @@ def test_a_grid_makes_a_run_for_every_cell_and_one_table(table: Path, tmp_path: 
     compared = recsys("compare", "runs=" + ",".join(str(p) for p in sorted(tmp_path.glob("*_seed*"))))
     assert compared.returncode == 0, compared.stderr
     assert "Popularity" in compared.stdout
+
+
+def test_a_leak_is_named_and_priced(table: Path, tmp_path: Path) -> None:
+    words = (
+        "data=table", f"data.path={table}", "data.columns.user_id=uid", "data.columns.item_id=vid",
+        "data.columns.timestamp=when", "evaluation.k=[5]", "metric=recall@5", f"out={tmp_path / 'leaks.parquet'}",
+    )  # fmt: skip
+    found = recsys("study", "leakage", *words, "split=random")
+    assert found.returncode == 0, found.stderr
+    assert "future_rows" in found.stdout
+    report = pl.read_parquet(tmp_path / "leaks.parquet")
+    row = report.filter(kind="future_rows").row(0, named=True)
+    assert row["inflation"] == pytest.approx(100 * (row["with_leak"] - row["without"]))
+    clean = recsys("study", "leakage", *words)
+    assert "nothing leaks" in clean.stderr + clean.stdout
+    assert pl.read_parquet(tmp_path / "leaks.parquet").is_empty()
+    wrong = recsys("study", "leaks")
+    assert "expected one of collisions, leakage" in wrong.stderr

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import recsys
-from recsys import config, tracking
+from recsys import config, tasks, tracking
+from recsys.data.datamodule import RecDataModule
 from recsys.training import train
 from recsys.watch import Interrupted, Watch
 
@@ -154,3 +155,16 @@ def measured(path: Path) -> dict[str, float]:
     """Every metric that does not depend on the clock."""
     metrics = json.loads((path / tracking.METRICS).read_text())
     return {name: value for name, value in metrics.items() if "second" not in name and "wait" not in name}
+
+
+@pytest.mark.parametrize("words", [("model=mf", "model.max_epochs=2", "model.batch_size=256"), ("model=als",)])
+def test_a_model_trained_for_a_study_has_the_weights_of_a_run(
+    words: tuple[str, ...], log_file: Path, tmp_path: Path
+) -> None:
+    cfg = compose(log_file, *words)
+    run = train(cfg, tmp_path / "run")
+    data = RecDataModule(config.build(cfg.data), config.partial(cfg.split), cfg.seed)
+    task = tasks.trained(cfg, data, torch.device("cpu"), cfg.seed)
+    kept = run.model.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in task.model.state_dict().items())
+    assert task.measure()[1].equals(run.per_user)

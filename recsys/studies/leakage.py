@@ -1,4 +1,4 @@
-"""A linter for leakage, with a price tag: what a model could know of its test, and what that is worth to its figures.
+"""A linter for leakage: what a model could know of its test. What that is worth to its figures says `leakage_price`.
 
 It looks at the rows, vocabularies and queries of a module and at the state and behaviour of a pipeline, never at what
 a split is called. A later click on an item that a user had before is no leak: the evaluator masks it.
@@ -7,9 +7,8 @@ a split is called. A later click on an item that a user had before is no leak: t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,12 +22,11 @@ from recsys.data.datamodule import RecDataModule
 from recsys.data.log import row_hashes
 from recsys.data.rows import joined
 from recsys.data.splits import PAIR, positives
-from recsys.evaluation.significance import key_columns, paired_interval
 from recsys.features import FeaturePipeline
 from recsys.features.base import FeatureError
 from recsys.features.history import History
 from recsys.features.pipeline import ROLES
-from recsys.features.vocabulary import Vocabulary, id_keys, mix64
+from recsys.features.vocabulary import Vocabulary, id_keys
 from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, TIMESTAMP, USER_ID, Prefixes
 
 EVENT, MOMENT = [*PAIR, TIMESTAMP], [USER_ID, TIMESTAMP]
@@ -37,8 +35,6 @@ SAMPLE = 10_000  # test rows that a pipeline is tried on
 CLOSE = 1e-9  # relative: sums over other chunks differ in their last bits
 
 Parts = dict[str, pl.DataFrame]
-Measure = Callable[[RecDataModule], pl.DataFrame]
-Sides = tuple[RecDataModule | None, RecDataModule | None]  # with the leak and without it
 
 
 @dataclass(frozen=True)
@@ -84,68 +80,13 @@ def lint(data: RecDataModule, pipeline: FeaturePipeline | None = None) -> list[F
     return found + _history_sees_label(data, pipeline)
 
 
-def price(
-    data: RecDataModule, measure: Measure, findings: list[Finding] | None = None, *, metric: str = "recall@20"
-) -> pl.DataFrame:
-    """What each kind of leak adds to a metric: the same model with it and without it, on the same queries.
-
-    future_rows: test is what lies at or after the median moment of the test positives, less pairs that train or
-        validation hold. With: all rows of train and validation; without: those before that moment. The difference
-        holds what fewer rows cost, too: at that moment there were no more.
-    duplicate_pairs: train and validation with the duplicated rows and without. On both sides these pairs are asked
-        for, whereas the evaluator masks them if it sees them in the history.
-    tied_timestamps: the split as it is, and each tie dealt out anew by a hash. The queries are the same users, not
-        the same relevant items; under next_in_session, where each query is an event, it is not priced.
-    vocabulary_saw_test: the module as it is, and with the vocabularies of what was known.
-    statistics_saw_test, history_sees_label: not priced (null). They lie in the pipeline or the queries, not in rows
-        that could be left out: put them right and train again. Where future_rows comes with it, its price holds both.
-
-    Args:
-        measure: trains a model on a module's train and gives `Evaluation.per_user` of its test.
-        findings: of `lint`; None: of the module without a pipeline.
-        metric: a column of what `measure` gives.
-
-    Returns: one row a kind: kind, rows, metric, with_leak and without (means), inflation_points (100 times their
-        difference) and low, high (its paired 95 % interval over users), queries. Nulls where there is no price, as
-        when nothing is left to learn from.
-    Raises:
-        ValueError: `measure` gives no such metric.
-    """
-    findings = lint(data) if findings is None else findings
-    table = []
-    for kind in dict.fromkeys(finding.kind for finding in findings):
-        rows = sum(finding.rows for finding in findings if finding.kind == kind)
-        leaky, clean = _SIDES[kind](data) if kind in _SIDES else (None, None)
-        table.append((kind, rows, metric, *_compared(leaky, clean, measure, metric)))
-    return pl.DataFrame(table, schema=_PRICE, orient="row")
-
-
-def study(
-    data: RecDataModule, measure: Measure, pipeline: FeaturePipeline | None = None, metric: str = "recall@20"
-) -> pl.DataFrame:
-    """What leaks and what that is worth, one row a finding: kind, rows, share, example, with_leak, without, inflation
-    (points), low, high, advice. See `lint` and `price`, also for errors. Findings of one kind share a price.
-
-    Without a finding it is empty and nothing is trained.
-    """
-    findings = lint(data, pipeline)
-    schema = {"kind": pl.String, "rows": pl.Int64, "share": pl.Float64, "example": pl.String, "advice": pl.String}
-    table = pl.DataFrame([astuple(finding) for finding in findings], schema=schema, orient="row")
-    prices = price(data, measure, findings, metric=metric).rename({"inflation_points": "inflation"})
-    priced = table.join(prices.drop("rows", "metric", "queries"), on="kind", how="left", maintain_order="left")
-    return priced.select(pl.exclude("advice"), "advice")
-
-
-# --- what is wrong with rows ----------------------------------------------------------------------------------
-
-
 def _future_rows(data: RecDataModule) -> list[Finding]:
     if not _timed(data):
         return []
     split, late = data.split, []
     begun: dict[str, Any] = {"test": split.test[TIMESTAMP].min(), "validation": split.validation_cut}
     begun["test"] = min(begun["test"], split.test_cut or begun["test"])
-    for name, part in _known(data).items():
+    for name, part in known_parts(data).items():
         where = pl.lit(None, pl.String)
         for later, moment in begun.items():
             if later != name and moment is not None:
@@ -153,21 +94,21 @@ def _future_rows(data: RecDataModule) -> list[Finding]:
                 where = pl.coalesce(where, pl.when(pl.col(TIMESTAMP) >= moment).then(said))
         late.append(part.select(*EVENT, where=where).drop_nulls("where"))
     rows = pl.concat(late).sort(TIMESTAMP, *PAIR, descending=[True, False, False])
-    total = sum(part.height for part in _known(data).values())
+    total = sum(part.height for part in known_parts(data).values())
     advice = "split at one moment (split=global_time), or keep no row at it or after it"
     return [_finding("future_rows", rows, total, f"{_named(rows)} {rows['where'][0]}", advice)] if len(rows) else []
 
 
 def _duplicate_pairs(data: RecDataModule) -> list[Finding]:
-    test, on = _once_only(data)
-    known = [part.select(*on, where=pl.lit(name)) for name, part in _known(data).items()]
+    test, on = once_only(data)
+    known = [part.select(*on, where=pl.lit(name)) for name, part in known_parts(data).items()]
     rows = test.select(on).join(pl.concat(known).unique(on, keep="first", maintain_order=True), on=on).sort(on)
     advice = "take these rows out of train and validation: labels are learnt there, and masking hides what it costs"
     example = f"{_named(rows)} is in test and in {rows['where'][0]}" if len(rows) else ""
     return [_finding("duplicate_pairs", rows, test.height, example, advice)] if len(rows) else []
 
 
-def _once_only(data: RecDataModule) -> tuple[pl.DataFrame, list[str]]:
+def once_only(data: RecDataModule) -> tuple[pl.DataFrame, list[str]]:
     """The test rows that no other part may hold, and the columns in which it would: without timestamps a pair that is
     shown again tells nothing, and positives alone count."""
     test = data.split.test if _timed(data) else positives(data.split.test)
@@ -180,7 +121,7 @@ def _tied_timestamps(data: RecDataModule) -> list[Finding]:
     if not _timed(data):
         return []
     tested = positives(data.split.test).select(EVENT)
-    known = pl.concat([positives(part).select(EVENT) for part in _known(data).values()])
+    known = pl.concat([positives(part).select(EVENT) for part in known_parts(data).values()])
     rows = pl.concat([known.with_columns(test=False), tested.with_columns(test=True)]).drop_nulls().unique()
     rows = rows.filter(pl.col("test").any().over(MOMENT) & ~pl.col("test").all().over(MOMENT)).sort(EVENT)
     for order, places in _orders(data, rows).items():
@@ -220,7 +161,7 @@ def _sign_test(smaller: int, larger: int) -> float:
 def _vocabulary_saw_test(data: RecDataModule) -> list[Finding]:
     found = []
     for role, vocabulary in ((USER_ID, data.users), (ITEM_ID, data.items)):
-        known = [part[role].unique() for part in _known(data).values()]
+        known = [part[role].unique() for part in known_parts(data).values()]
         before = Vocabulary(pl.concat([*known, _dated(data)] if role == ITEM_ID else known))
         ids = data.split.test.select(role).unique().sort(role)
         there, earlier = (each.encode(ids[role]) >= NUM_RESERVED for each in (vocabulary, before))
@@ -238,9 +179,6 @@ def _dated(data: RecDataModule) -> pl.Series:
     if items is None or cut is None or TIMESTAMP not in items.collect_schema():
         return data.split.train[ITEM_ID].clear()
     return items.filter(pl.col(TIMESTAMP) < cut).select(ITEM_ID).collect()[ITEM_ID]
-
-
-# --- what is wrong with a pipeline, or with queries -----------------------------------------------------------
 
 
 def _statistics_saw_test(data: RecDataModule, pipeline: FeaturePipeline) -> list[Finding]:
@@ -385,104 +323,14 @@ def _queries_see_their_future(data: RecDataModule) -> list[Finding]:
     return [Finding("history_sees_label", count, count / len(queries), example, advice)]
 
 
-# --- prices ---------------------------------------------------------------------------------------------------
-
-
-def _from_the_median(data: RecDataModule) -> Sides:
-    known, moments = _known(data), positives(data.split.test)[TIMESTAMP].drop_nulls().sort()
-    cut = moments[moments.len() // 2]
-    # A pair that the leaky history masks would leave the relevant set on that side alone.
-    masked = pl.concat([positives(part).select(PAIR) for part in known.values()])
-    test = data.split.test.filter(pl.col(TIMESTAMP) >= cut).join(masked, on=PAIR, how="anti")
-    before = {name: part.filter(pl.col(TIMESTAMP) < cut) for name, part in known.items()}
-    return _module(data, {**known, "test": test}, cut), _module(data, {**before, "test": test}, cut)
-
-
-def _without_duplicates(data: RecDataModule) -> Sides:
-    test, on = _once_only(data)
-    honest = {name: part.join(test, on=on, how="anti") for name, part in _known(data).items()}
-    leaky, clean = (_module(data, {**known, "test": data.split.test}) for known in (_known(data), honest))
-    if leaky is not None:
-        # Asked for, and masked, is what would be without them.
-        split = data.split
-        leaky.test = leaky._queries(list(honest.values()), split.test, split.test_cut, data.log.candidates)
-    return leaky, clean
-
-
-def _ties_by_hash(data: RecDataModule) -> Sides:
-    if data.queries != "users":
-        return None, None
-    parts = {**_known(data), "test": data.split.test}
-    rows = pl.concat(
-        [part.with_columns(part=pl.lit(n)) for n, part in enumerate(parts.values())], how="diagonal_relaxed"
-    )
-    # Mixed once more: sums of hashes would order the same two items alike for most users.
-    rows = rows.with_columns(key=mix64(row_hashes(rows.select(PAIR), 0))).sort("key")
-    hit = pl.col(LABEL) == 1 if LABEL in rows.columns else pl.lit(True)
-    # The positives of a tie keep their number in each part: the first by hash go to train, the last to test.
-    dealt = pl.col("part").sort().over(*MOMENT, hit)
-    rows = rows.with_columns(part=pl.when(hit & pl.col(TIMESTAMP).is_not_null()).then(dealt).otherwise("part"))
-    dealt_out = {name: rows.filter(pl.col("part") == n).drop("part", "key") for n, name in enumerate(parts)}
-    return _module(data, parts), _module(data, dealt_out)
-
-
-def _without_test_ids(data: RecDataModule) -> Sides:
-    return data, _module(data, {**_known(data), "test": data.split.test})
-
-
-_SIDES: dict[str, Callable[[RecDataModule], Sides]] = {
-    "future_rows": _from_the_median,
-    "duplicate_pairs": _without_duplicates,
-    "tied_timestamps": _ties_by_hash,
-    "vocabulary_saw_test": _without_test_ids,
-}
-_PRICE = {"kind": pl.String, "rows": pl.Int64, "metric": pl.String, "with_leak": pl.Float64, "without": pl.Float64}
-_PRICE |= {"inflation_points": pl.Float64, "low": pl.Float64, "high": pl.Float64, "queries": pl.Int64}
-
-
-def _module(data: RecDataModule, parts: Parts, test_cut: datetime | None = None) -> RecDataModule | None:
-    """The same protocol over other parts; None where train or test is left without a positive."""
-    if any(positives(parts[name]).is_empty() for name in ("train", "test")):
-        return None
-    validation = parts.get("validation")
-    if validation is not None and positives(validation).is_empty():
-        validation = None
-    split = replace(
-        data.split, train=parts["train"], validation=validation, test=parts["test"], report={},
-        test_cut=test_cut or data.split.test_cut,
-    )  # fmt: skip
-    return RecDataModule(
-        data.log, split, data.seed, queries=data.queries, session=data.session, num_sampled=data.num_sampled
-    )
-
-
-def _compared(
-    leaky: RecDataModule | None, clean: RecDataModule | None, measure: Measure, metric: str
-) -> tuple[Any, ...]:
-    """The figures of a price, over the queries that both sides have; nulls where a side is missing."""
-    if leaky is None or clean is None:
-        return (None,) * 6
-    a, b = measure(leaky), measure(clean)
-    if missing := next((side.columns for side in (a, b) if metric not in side.columns), None):
-        raise ValueError(f"metric={metric}: measure gave {', '.join(missing)}; name one of them")
-    keys = key_columns(a)
-    a, b = a.join(b, on=keys, how="semi"), b.join(a, on=keys, how="semi")
-    if a.is_empty():
-        return (*(None,) * 5, 0)
-    return (a[metric].mean(), b[metric].mean(), *(100 * end for end in paired_interval(a, b)[metric]), a.height)
-
-
-# --- rows and words -------------------------------------------------------------------------------------------
-
-
-def _known(data: RecDataModule) -> Parts:
+def known_parts(data: RecDataModule) -> Parts:
     """What is known at test, by name."""
     parts = {"train": data.split.train, "validation": data.split.validation}
     return {name: part for name, part in parts.items() if part is not None}
 
 
 def _timed(data: RecDataModule) -> bool:
-    parts = [*_known(data).values(), data.split.test]
+    parts = [*known_parts(data).values(), data.split.test]
     return all(TIMESTAMP in part.columns and part[TIMESTAMP].null_count() < part.height for part in parts)
 
 

@@ -22,7 +22,8 @@ from recsys.features.base import Feature
 from recsys.features.vocabulary import Vocabulary
 from recsys.models.popularity import Popularity
 from recsys.schema import Column, Prefixes
-from recsys.studies.leakage import Finding, lint, price, study
+from recsys.studies.leakage import Finding, lint
+from recsys.studies.leakage_price import price, study
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 EVENT = ["user_id", "item_id", "timestamp"]
