@@ -4,6 +4,7 @@
     run.metrics["test/recall@20"]
     run.recommend([17, 42], k=10)
     recsys.compare([run, other])
+    recsys.evaluate(predictions, truth, seen=log)  # frames of any other tool
 
 The names below are loaded when they are first used, so that `import recsys` is instant.
 """
@@ -16,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys.comparison import compare
     from recsys.notebook import plot_curves, plot_metrics, train
+    from recsys.predictions import evaluate
     from recsys.run import Run
     from recsys.run import Run as load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "compare", "load", "plot_curves", "plot_metrics", "train"]
+__all__ = ["Run", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
 
 _HOMES = {
     "Run": ("recsys.run", "Run"),
     "compare": ("recsys.comparison", "compare"),
+    "evaluate": ("recsys.predictions", "evaluate"),
     "load": ("recsys.run", "Run"),
     "plot_curves": ("recsys.notebook", "plot_curves"),
     "plot_metrics": ("recsys.notebook", "plot_metrics"),

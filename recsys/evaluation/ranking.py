@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,26 +129,76 @@ def evaluate(
     Raises:
         ValueError: as in `rank`, or no query has a relevant item.
     """
-    began = time.perf_counter()
-    cuts = _cut_offs(k)
-    num_candidates = int(queries.candidates.sum())
-    too_deep = [cut for cut in cuts if cut > num_candidates]
-    if too_deep:
-        warnings.warn(
-            f"k={cuts[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
-            stacklevel=2,
-        )
-    depth = max(1, min(cuts[-1], num_candidates))
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    cuts, depth = _depth(k, queries, confidence)
     lists = _ranker(score, queries, depth, memory_bytes, device, seed, mask_history)
     items = items and items.to(device)
-    parts = _spread(
-        lambda part: _measured(part, lists(part), cuts, mask_history, num_replicates, seed, items),
-        queries,
-        device,
-        progress,
-    )
+
+    def measured(part: Queries) -> _Measured:
+        return _measured(part, lists(part), cuts, mask_history, num_replicates, seed, items)
+
+    began = time.perf_counter()
+    parts = _spread(measured, queries, device, progress)
+    return _evaluation(parts, queries, cuts, confidence if num_replicates else None, items, began)
+
+
+def evaluate_lists(
+    lists_QK: Tensor,
+    queries: Queries,
+    *,
+    k: Sequence[int] = (10, 20, 100),
+    seed: int = 0,
+    mask_history: bool = True,
+    num_replicates: int = 1000,
+    confidence: float = 0.95,
+    items: Items | None = None,
+) -> Evaluation:
+    """Measure lists that are there already, wherever they came from.
+
+    Args:
+        lists_QK: int64 [Q, K], the items for each query, best first, no item twice; -1 where a rank is missing. What
+            the history holds must not be in them if it is masked.
+        others: as in `evaluate`.
+
+    Raises:
+        ValueError: other than one list a query, or no query has a relevant item.
+    """
+    if len(lists_QK) != len(queries):
+        raise ValueError(f"one list a query is needed: got {len(lists_QK)} lists for {len(queries)} queries")
+    began = time.perf_counter()
+    cuts, _ = _depth(k, queries, confidence)
+    starts = iter(range(0, len(queries), _PART[0]["cpu"]))
+
+    def measured(part: Queries) -> _Measured:
+        start = next(starts)
+        lists = lists_QK[start : start + len(part)]
+        return _measured(part, lists, cuts, mask_history, num_replicates, seed, items)
+
+    parts = map(measured, queries.blocks(_PART[0]["cpu"]))
+    return _evaluation(parts, queries, cuts, confidence if num_replicates else None, items, began)
+
+
+def _depth(k: Sequence[int], queries: Queries, confidence: float) -> tuple[list[int], int]:
+    """Cut-offs, and how long lists must be for them; warns where there are not so many candidates."""
+    cuts, num_candidates = _cut_offs(k), int(queries.candidates.sum())
+    if cuts[-1] > num_candidates:
+        warnings.warn(
+            f"k={cuts[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
+            stacklevel=3,
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    return cuts, max(1, min(cuts[-1], num_candidates))
+
+
+def _evaluation(
+    parts: Iterable[_Measured],
+    queries: Queries,
+    cuts: list[int],
+    confidence: float | None,
+    items: Items | None,
+    began: float,
+) -> Evaluation:
+    """What parts of the queries give together; confidence: of the intervals, None for none."""
     counts = dict.fromkeys(("queries", "warm_queries", "empty_relevant", "cold_relevant", "cold_users"), 0)
     total = warm_total = replicates = exposure = popularity = torch.zeros(())
     columns = []
@@ -172,13 +222,15 @@ def evaluate(
             lifts = (popularity[:-1] / popularity[-1] - 1).tolist()
             metrics |= {f"popularity_lift@{cut}": lift for cut, lift in zip(cuts, lifts, strict=True)}
     warm_metrics = (warm_total / counts["warm_queries"]).tolist() if counts["warm_queries"] else []
-    ends = percentile_ends(replicates, confidence).tolist() if num_replicates else []
+    ends = percentile_ends(replicates, confidence).tolist() if confidence is not None else []
+    num_candidates = int(queries.candidates.sum())
+    catalogue = {"candidates": num_candidates, "k_beyond_catalogue": sum(cut > num_candidates for cut in cuts)}
     return Evaluation(
         metrics=metrics,
         intervals={key: (low, high) for key, (low, high) in zip(keys, ends, strict=False)},
         warm=dict(zip(keys, warm_metrics, strict=False)),
         per_user=pl.DataFrame({name: column.numpy() for name, column in per_user.items()}),
-        counts=counts | {"candidates": num_candidates, "k_beyond_catalogue": len(too_deep)} | _list_lengths(queries),
+        counts=counts | catalogue | _list_lengths(queries),
         seconds=time.perf_counter() - began,
     )
 
