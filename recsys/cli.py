@@ -1,5 +1,5 @@
 """The command line: recsys train | evaluate | recommend | resume | compare | features | generate | world |
-study | doctor.
+study | index | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -24,7 +24,8 @@ recsys: a research lab for recommender systems
   recsys train [group=option] [key=value] [-m]   train and measure; `recsys train --help` lists the groups
   recsys resume run=DIR                          go on with a run that was stopped
   recsys evaluate run=DIR [evaluation.k=[5,50]] [queries=next_in_session]
-                                                 measure a finished run again
+                                                 measure a finished run again; slices=[activity,item_popularity,COLUMN]
+                                                 for parts of its users and items [metrics=[recall@20]]
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
   recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
                                                  a synthetic world's log as Parquet by day; again: goes on
@@ -37,6 +38,8 @@ recsys: a research lab for recommender systems
                                                  what hashing the items of a log costs
   recsys study leakage [data=…] [split=…] [model=als] [metric=recall@20] [features=…] [out=F.parquet]
                                                  what of test could be known in training, and what that is worth
+  recsys index sweep run=DIR [k=100] [recall=0.95] [factories=[IVF64,Flat;HNSW32]] [out=F.parquet]
+                                                 what approximate indexes of its items lose and gain
   recsys doctor                                  versions and devices, with a kernel run on each
 
 Start with:  recsys train model=als
@@ -165,10 +168,17 @@ def _resume(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     changes = [a for a in arguments if a.startswith(("evaluation.", "queries=", "session=", "num_sampled="))]
-    options = _options([a for a in arguments if a not in changes], required=("run",))
-    from recsys.training import evaluate
+    options = _options([a for a in arguments if a not in changes], required=("run",), optional=("slices", "metrics"))
+    by, metrics = (options.get(name, "").strip("[]").split(",") for name in ("slices", "metrics"))
+    from recsys.training import evaluate, sliced
 
-    _show_metrics(evaluate(Path(options["run"]), changes))
+    if by == [""]:
+        _show_metrics(evaluate(Path(options["run"]), changes))
+        return
+    for name, frame in sliced(Path(options["run"]), by, changes, [m for m in metrics if m]).items():
+        shown = [column for column in frame.columns if "/" not in column]
+        rows = [[_with_interval(row, column) for column in shown] for row in frame.iter_rows(named=True)]
+        _print_table(f"test by {name}", shown, rows)
 
 
 def _recommend(arguments: list[str]) -> None:
@@ -347,6 +357,34 @@ def _study_collisions(arguments: list[str]) -> None:
         atomic.write(Path(options["out"]), report.write_parquet)
 
 
+def _index(arguments: list[str]) -> None:
+    """Factories are parted by semicolons, as they hold commas."""
+    if arguments[:1] != ["sweep"]:
+        raise ValueError("recsys index: expected `recsys index sweep run=DIR`")
+    options = _options(arguments[1:], required=("run",), optional=("k", "recall", "factories", "out"))
+    k = _whole(options, "k")
+    from recsys import atomic, config
+    from recsys.run import Run
+    from recsys.studies.frontier import cheapest, check_recall, of_run
+
+    recall = config.check_type(options.get("recall", "0.95"), float, "recall")
+    check_recall(recall)  # before minutes are spent
+    factories = [factory for factory in options.get("factories", "").strip("[]").split(";") if factory]
+    run = Run(Path(options["run"]))
+    frame = of_run(run, factories=factories or None, k=100 if k is None else k)
+    names = {"build_seconds": "build s", "megabytes": "MB", "batch_qps": "queries/s"}
+    left_out = [c for c in frame.columns if c.startswith(("single_qps", "precision@")) or c.partition("@")[2].isdigit()]
+    shown = frame.with_columns(frame["batch_qps"].round().cast(int)).drop(left_out).rename(names)
+    _print_frame(f"{run.path}: indexes beside exact search, losses in hundredths", shown, ",.4g")
+    if "out" in options:
+        atomic.write(Path(options["out"]), frame.write_parquet)
+    row = cheapest(frame, recall)
+    sys.stdout.write(
+        f"recall of {recall:g} is kept, 95% sure, at {row['batch_qps']:,.0f} queries/s by\n"
+        f"  ItemIndex(vectors, ids, factory={row['factory']!r}, search={row['search']!r})\n"
+    )
+
+
 def _whole(options: dict[str, str], name: str) -> int | None:
     """The whole number of an option that was given; None for one that was not."""
     if name not in options:
@@ -468,6 +506,13 @@ def _show_comparison(
     _print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 
+def _with_interval(row: dict[str, Any], name: str) -> str:
+    """A value with its interval, where it has one."""
+    low, high = row.get(f"{name}/low"), row.get(f"{name}/high")
+    text = "" if row[name] is None else f"{row[name]:.4f}" if isinstance(row[name], float) else f"{row[name]}"
+    return text if low is None else f"{text} [{low:.4f}, {high:.4f}]"
+
+
 def _print_frame(title: str, frame: pl.DataFrame, spec: str) -> None:
     """A frame as a table; spec: how floats are written."""
     rows = [
@@ -501,6 +546,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": _generate,
     "world": _world,
     "study": _study,
+    "index": _index,
     "doctor": _doctor,
 }
 

@@ -6,7 +6,7 @@ part, and files in the run directory. Neither names a model or a data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,14 @@ from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import item_kinds, joined, table_rows
 from recsys.evaluation import calibration
 from recsys.evaluation.beyond import Items
+from recsys.evaluation.slices import groups
 from recsys.features import FeaturePipeline
 from recsys.features.pipeline import ROLES
 from recsys.features.sampling import NegativeSampling
 from recsys.features.vocabulary import id_keys
 from recsys.models.base import Ranker, Retriever, RowBatch, Solver, no_report, score
 from recsys.run import Run
-from recsys.schema import ITEM_ID, LABEL, USER_ID, Schema
+from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, USER_ID, Schema
 
 Metrics = dict[str, Any]
 
@@ -138,6 +139,22 @@ class Retrieval:
         self.model = run.model.to(self.device)
         return self.measure()
 
+    def groups(self, by: str) -> tuple[pl.DataFrame | None, pl.Series | None]:
+        """Which group each user is in (user_key, group), or each item ([I]), by a column or a count.
+
+        Raises:
+            ValueError: neither users nor items have such a column.
+        """
+        if by == "item_popularity":
+            return None, groups(pl.Series(self.data.train.item_counts().numpy()), amounts=True)
+        items = {} if self.data.log.items is None else dict(self.data.log.items.collect_schema())
+        users = _user_groups(self.data, by, {**items, "item_popularity": None})
+        if users is None:
+            rows = table_rows(self.data.log, ITEM_ID, self.data.items.ids).collect()
+            name = by if by in rows.columns else f"item_{by}"
+            return None, groups(rows[name])
+        return users, None
+
     def truth(self) -> Metrics:
         """What only a synthetic world can tell."""
         return answer_key(self.data, self.model, self.evaluate, k=self.cfg.evaluation.k, seed=self.seed)
@@ -238,6 +255,10 @@ class Ranking:
         self.model, self.pipeline = run.model.to(self.device), run.pipeline
         return self.measure()
 
+    def groups(self, by: str) -> tuple[pl.DataFrame | None, None]:
+        """Which group each user is in (user_key, group), by a column or a count; see `Retrieval.groups`."""
+        return _user_groups(self.data, by, {}), None
+
     def truth(self) -> Metrics:
         """What only a synthetic world can tell: Bayes' own metrics, and the share of the gap between the base rate and
         Bayes that the model closes in log loss."""
@@ -258,6 +279,26 @@ class Ranking:
             logits, rows[LABEL], keys, num_replicates=num_replicates, confidence=self.cfg.evaluation.confidence,
             seed=self.seed,
         )  # fmt: skip
+
+
+def _user_groups(data: RecDataModule, by: str, others: Collection[str]) -> pl.DataFrame | None:
+    """user_key and group by what users are, or did before the test cut; None for one of the other names.
+
+    Raises:
+        ValueError: neither users nor the others have it.
+    """
+    if by == "activity":
+        keys = id_keys(data.users.ids)
+        counts = pl.Series(data.history.row_counts()[NUM_RESERVED:].numpy())
+        return pl.DataFrame({"user_key": keys, "group": groups(counts, amounts=True)})
+    table = data.log.users
+    if table is not None and by != USER_ID and by in table.collect_schema():
+        rows = table.select(USER_ID, by).unique(USER_ID, keep="first", maintain_order=True).collect()
+        return pl.DataFrame({"user_key": id_keys(rows[USER_ID]), "group": groups(rows[by])})
+    if by in others and by != ITEM_ID:
+        return None
+    known = [*([] if table is None else table.collect_schema()), *others, "activity"]
+    raise ValueError(f"{data.log.name} cannot be sliced by {by}: {config.nearest(by, known)}")
 
 
 def fit(task: Retrieval | Ranking) -> None:

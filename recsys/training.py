@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+import polars as pl
+import pytorch_lightning as lightning
 import torch
 from omegaconf import DictConfig
 
@@ -21,6 +22,8 @@ from recsys import atomic, backend, config, tasks, tracking
 from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
+from recsys.evaluation import slices
+from recsys.evaluation.estimates import RATIOS
 from recsys.fitting import fit
 from recsys.run import Run
 from recsys.watch import Watch
@@ -56,7 +59,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     log = _log(cfg, data)
     module = _module(cfg, log, seed)
     task = tasks.of(cfg)(cfg, module, device, seed)
-    pl.seed_everything(seed, verbose=False)
+    lightning.seed_everything(seed, verbose=False)
     model = task.build()
     if cfg.trainer.max_epochs is not None and hasattr(model, "max_epochs"):
         model.max_epochs = config.check_type(cfg.trainer.max_epochs, int, "trainer.max_epochs")
@@ -127,6 +130,12 @@ def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> di
     Raises:
         ValueError: there is no finished run, a change names no key, or the data are not what they were.
     """
+    run, task = again(run_dir, changes, data)
+    return task.measure_run(run)[0]
+
+
+def again(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> tuple[Run, tasks.Retrieval | tasks.Ranking]:
+    """A finished run and its task over its own data, as `evaluate` measures it; see there."""
     run = Run(run_dir)
     cfg = config.update(run.config, changes)
     device = backend.device(cfg.trainer.accelerator)
@@ -134,8 +143,41 @@ def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> di
     module = _module(cfg, log, cfg.seed)
     if module.fingerprint != run.manifest["data"]["fingerprint"]:
         raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
-    task = tasks.of(cfg)(cfg, module, device, cfg.seed)
-    return task.measure_run(run)[0]
+    return run, tasks.of(cfg)(cfg, module, device, cfg.seed)
+
+
+def sliced(
+    run_dir: Path, by: Sequence[str], changes: Sequence[str] = (), metrics: Sequence[str] = (), data: Any = None
+) -> dict[str, pl.DataFrame]:
+    """A finished run measured for parts of its users and items, a table each (see `evaluation.slices`).
+
+    Args:
+        by: columns of the log's table of users or, for a retriever, of items; "activity", how many positives a user had
+            before the test cut; "item_popularity", how many an item had in train.
+        changes, data: as in `evaluate`.
+        metrics: none given: recall and NDCG at the middle cut-off; of a ranker log_loss, calibration and grouped_auc.
+
+    Raises:
+        ValueError: as `evaluate`, or there is no such column or metric; the message names it.
+    """
+    run, task = again(run_dir, changes, data)
+    _, per_user, _ = task.measure_run(run)
+    ranker = isinstance(task, tasks.Ranking)
+    if not metrics:
+        k = sorted(task.cfg.evaluation.k)[len(task.cfg.evaluation.k) // 2]
+        metrics = ("log_loss", "calibration", "grouped_auc") if ranker else (f"recall@{k}", f"ndcg@{k}")
+    for metric in metrics:
+        if metric not in (*per_user.columns, *RATIOS):
+            raise ValueError(f"metric {metric} was not measured: {config.nearest(metric, per_user.columns)}")
+    found = {}
+    for name in by:
+        users, items = task.groups(name)
+        if users is not None:
+            found[name] = slices.by_users(per_user, users, metrics)
+        elif items is not None and isinstance(task, tasks.Retrieval):
+            score = task.model.scorer_with_fallback()
+            found[name] = slices.by_items(task.evaluate, score, task.data.test, items, metrics)
+    return found
 
 
 def _module(cfg: DictConfig, log: Log, seed: int) -> RecDataModule:

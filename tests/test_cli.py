@@ -159,3 +159,14 @@ def test_a_leak_is_named_and_priced(table: Path, tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "leaks.parquet").is_empty()
     wrong = recsys("study", "leaks")
     assert "expected one of collisions, leakage" in wrong.stderr
+
+
+def test_a_run_is_measured_for_parts_of_its_users(run_dir: Path) -> None:
+    found = recsys("evaluate", f"run={run_dir}", "slices=[activity,item_popularity]", "metrics=[recall@5]")
+    assert found.returncode == 0, found.stderr
+    assert "test by activity" in found.stdout
+    assert "test by item_popularity" in found.stdout
+    wrong = recsys("evaluate", f"run={run_dir}", "slices=[activty]")
+    assert "cannot be sliced by activty: did you mean activity?" in wrong.stderr
+    wrong = recsys("evaluate", f"run={run_dir}", "slices=[activity]", "metrics=[recal@5]")
+    assert "metric recal@5 was not measured: did you mean recall@5?" in wrong.stderr
