@@ -40,6 +40,8 @@ recsys: a research lab for recommender systems
                                                  what of test could be known in training, and what that is worth
   recsys index sweep run=DIR [k=100] [recall=0.95] [factories=[IVF64,Flat;HNSW32]] [out=F.parquet]
                                                  what approximate indexes of its items lose and gain
+  recsys study debiasing run=DIR [k=20,100] [out=F.parquet]
+                                                 logged clicks weighed by propensity, beside the truth
   recsys doctor                                  versions and devices, with a kernel run on each
 
 Start with:  recsys train model=als
@@ -292,7 +294,7 @@ def _world(arguments: list[str]) -> None:
 
 
 def _study(arguments: list[str]) -> None:
-    studies = {"collisions": _study_collisions, "leakage": _study_leakage}
+    studies = {"collisions": _study_collisions, "leakage": _study_leakage, "debiasing": _study_debiasing}
     if not arguments or arguments[0] not in studies:
         raise ValueError(f"recsys study: expected one of {', '.join(studies)}")
     studies[arguments[0]](arguments)
@@ -327,6 +329,22 @@ def _study_leakage(arguments: list[str]) -> None:
         tracking.print_line(f"{data.log.name}, split={data.split.report['kind']}: nothing leaks")
     else:
         _print_frame(f"{data.log.name}: leaks, and their price in points of {metric}", report, ".4g")
+    if "out" in options:
+        atomic.write(Path(options["out"]), report.write_parquet)
+
+
+def _study_debiasing(arguments: list[str]) -> None:
+    options = _options(arguments[1:], required=("run",), optional=("k", "out"))
+    from recsys import atomic, config
+    from recsys.studies.debiasing import study
+    from recsys.training import again
+
+    k = [config.check_type(n, int, "k") for n in options.get("k", "20,100").strip("[]").split(",")]
+    run, task = again(Path(options["run"]))
+    if run.is_ranker:
+        raise ValueError(f"{run.path} holds a ranker: the study is about lists, name a retriever's run")
+    report = study(task.data, run.model.to("cpu").scorer_with_fallback(), k, seed=task.seed)
+    _print_frame("what the lists are worth, by the log and in truth", report, ".4f")
     if "out" in options:
         atomic.write(Path(options["out"]), report.write_parquet)
 

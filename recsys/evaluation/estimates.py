@@ -94,6 +94,14 @@ def estimate(
     return _estimate(found, [one for one in shares if one is not None], confidence)
 
 
+def ratio(rows: pl.DataFrame, *, confidence: float = 0.95) -> Estimate | None:
+    """A sum over a sum, and how sure it is over users: rows have user_key, above and below; None for one user."""
+    value = float(rows["above"].sum()) / float(rows["below"].sum())
+    share = (pl.col("above") - value * pl.col("below")) / pl.col("below").sum()
+    shares = rows.select("user_key", share=share.cast(pl.Float64)).group_by("user_key").sum()
+    return _estimate(np.array([value]), [shares], confidence)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values of N hypotheses, so corrected that any below alpha errs with probability alpha at most (Holm 1979)."""
     order = np.argsort(p, kind="stable")
