@@ -15,17 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recsys.comparison import compare
+    from recsys.comparison import agreement, compare
     from recsys.notebook import plot_curves, plot_metrics, train
     from recsys.predictions import evaluate
     from recsys.run import Run
     from recsys.run import Run as load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
+__all__ = ["Run", "agreement", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
 
 _HOMES = {
     "Run": ("recsys.run", "Run"),
+    "agreement": ("recsys.comparison", "agreement"),
     "compare": ("recsys.comparison", "compare"),
     "evaluate": ("recsys.predictions", "evaluate"),
     "load": ("recsys.run", "Run"),

@@ -25,37 +25,40 @@ def answer_key(
     k: Sequence[int],
     seed: int,
 ) -> dict[str, float]:
-    """Metrics that only a synthetic world can give; none where the split has no cut in time.
+    """Metrics that only a synthetic world can give.
 
     Returns:
         oracle/recall@20 …: the log oracle, measured as the model was: the bound of logged metrics where each user
             has one query. Within sessions it knows the user and what is masked, but not what the visit is about:
-            a model may do better.
+            a model may do better. None where the split has no cut in time.
         utility/clicks@20, utility/watch_seconds@20 …: what one visit is expected to bring if the model's
             list is shown; best/clicks@20 …: likewise for the list by true relevance. Users of the test
-            queries, lists of the largest cut-off that a visit can hold and shorter. None within sessions.
+            queries, lists of the largest cut-off that a visit can hold and shorter; on the day of the cut, or of the
+            last row where there is none. None within sessions.
     """
     world, cut = data.log.world, data.split.test_cut
-    if world is None or cut is None:
+    if world is None:
         return {}
     device = model.device
     reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
     item_ids = torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))]).to(device)
-    oracle = LogOracle(world, item_ids, cut)
-    found = evaluate(score=oracle.score, queries=data.test, num_replicates=0)
-    metrics = {f"oracle/{name}": value for name, value in found.metrics.items()}
+    metrics: dict[str, float] = {}
+    if cut is not None:
+        found = evaluate(score=LogOracle(world, item_ids, cut).score, queries=data.test, num_replicates=0)
+        metrics = {f"oracle/{name}": value for name, value in found.metrics.items()}
+    moment: Any = cut or data.split.test[TIMESTAMP].max()
 
     cuts = [n for n in sorted(set(k)) if n <= min(world.max_depth, int(data.test.candidates.sum()))]
     if not cuts or data.queries != "users" or data.test.lists is not None:
         return metrics
     scorers = {
         "utility": model.scorer_with_fallback(),
-        "best": RelevanceScorer(world, item_ids, cut).score,
+        "best": RelevanceScorer(world, item_ids, moment).score,
     }
     for prefix, score in scorers.items():
         list_QK = item_ids[rank(score, data.test, cuts[-1], device=device, seed=seed).to(device)]
         for n in cuts:
-            clicks, seconds = _utility(world, data.test.user_key.to(device), list_QK[:, :n], cut)
+            clicks, seconds = _utility(world, data.test.user_key.to(device), list_QK[:, :n], moment)
             metrics[f"{prefix}/clicks@{n}"] = clicks
             metrics[f"{prefix}/watch_seconds@{n}"] = seconds
     return metrics

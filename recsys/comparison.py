@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import polars as pl
@@ -85,6 +86,58 @@ def compare(
         _corrected(of_metric, correction)
         rows += of_metric
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def agreement(
+    runs: Sequence[Run | Path | str], truth: str = "utility/clicks@20", metrics: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """How often a metric picks of two models the one that is truly better, on a world that knows.
+
+    Args:
+        runs: of one world, by any splits; those of one split are compared with each other. Seeds of one configuration
+            are averaged.
+        truth: the metric that is the truth: what lists would bring.
+        metrics: None: all that every run has and of which more is better.
+
+    Returns: one row a split and metric, the best first: split, metric, pairs of models, agreement: the share of pairs
+        that it orders as the truth does, ties half.
+    Raises:
+        ValueError: a run has no such metric, or no two models share a split; the message names it.
+    """
+    found = [run if isinstance(run, Run) else Run(run) for run in runs]
+    for run in found:
+        if truth not in run.metrics:
+            raise ValueError(f"{run.path} has no {truth}: {config.nearest(truth, run.metrics)}")
+    known = set.intersection(*({m for m in run.metrics if m.count("/") == 1} for run in found)) if found else set()
+    if metrics is None:
+        ours = (
+            [m.removeprefix("test/") for m in found[0].metrics if m in known and m.startswith("test/")] if found else []
+        )
+        metrics = [m for m in ours if m.partition("@")[0] in MORE_IS_BETTER]
+    rows = []
+    for split in dict.fromkeys(run.manifest["split"]["kind"] for run in found):
+        of_split = [run for run in found if run.manifest["split"]["kind"] == split]
+        groups: dict[str, list[Run]] = {}
+        for run, label in zip(of_split, labels(of_split), strict=True):
+            groups.setdefault(label, []).append(run)
+        pairs = list(combinations(groups.values(), 2))
+        for metric in metrics if pairs else ():
+            if f"test/{metric}" not in known:
+                raise ValueError(f"metric {metric} was not measured in every run: {config.nearest(metric, known)}")
+            agree = sum(_agree(*pair, f"test/{metric}", truth) for pair in pairs) / len(pairs)
+            rows.append({"split": split, "metric": metric, "pairs": len(pairs), "agreement": agree})
+    if not rows:
+        raise ValueError("no two models were measured by one split: give runs of several models")
+    return pl.DataFrame(rows).sort("agreement", descending=True, maintain_order=True)
+
+
+def _agree(ours: list[Run], theirs: list[Run], metric: str, truth: str) -> float:
+    """1 where both measures order two models alike, 0 where not, half where one of them ties."""
+    signs = []
+    for name in (metric, truth):
+        a, b = (sum(run.metrics[name] for run in side) / len(side) for side in (ours, theirs))
+        signs.append((a > b) - (a < b))
+    return (1 + signs[0] * signs[1]) / 2
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

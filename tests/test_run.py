@@ -128,6 +128,33 @@ def test_verdicts_survive_the_correction_over_all_that_are_compared(
     assert table["verdict"].eq("not told apart").sum() == 9 - verdicts
 
 
+def test_agreement_counts_pairs_that_a_metric_orders_as_the_truth_does(
+    runs: dict[str, recsys.Run], tmp_path: Path
+) -> None:
+    found = []
+    figures = [(1, 0.2, 0.5, "a"), (2, 0.3, 0.4, "a"), (3, 0.3, 0.3, "a"), (1, 0.2, 0.1, "b"), (2, 0.1, 0.2, "b")]
+    for number, (truth, recall, hit, split) in enumerate(figures):
+        run = recsys.load(shutil.copytree(runs["als"].path, tmp_path / str(number)))
+        run.metrics = {"test/recall@3": recall, "test/hit@3": hit, "test/gini@3": 0.5, "utility/clicks@3": truth}
+        run.manifest["split"]["kind"] = split
+        run.config.model.num_sweeps = number + 1  # another configuration each
+        found.append(run)
+    table = recsys.agreement(found, "utility/clicks@3")
+    rows = {(row["split"], row["metric"]): (row["pairs"], row["agreement"]) for row in table.to_dicts()}
+    # Of the pairs of a, recall orders two rightly and ties one; hit none.
+    assert rows == {
+        ("a", "recall@3"): (3, pytest.approx(2.5 / 3)), ("a", "hit@3"): (3, 0.0),
+        ("b", "recall@3"): (1, 0.0), ("b", "hit@3"): (1, 1.0),
+    }  # fmt: skip
+    assert table["agreement"].is_sorted(descending=True)
+    with pytest.raises(ValueError, match=r"has no utility/click@3: did you mean utility/clicks@3"):
+        recsys.agreement(found, "utility/click@3")
+    with pytest.raises(ValueError, match="metric recal@3 was not measured in every run"):
+        recsys.agreement(found, "utility/clicks@3", ["recal@3"])
+    with pytest.raises(ValueError, match="no two models were measured by one split"):
+        recsys.agreement(found[:1], "utility/clicks@3")
+
+
 def test_compare_refuses_what_cannot_be_compared(runs: dict[str, recsys.Run], tmp_path: Path) -> None:
     other = recsys.train("model=popularity", *QUIET, f"hydra.run.dir={tmp_path / 'other'}", data=frame(80))
     with pytest.raises(ValueError, match="was measured on other data"):

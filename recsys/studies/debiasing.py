@@ -79,8 +79,8 @@ def study(data: RecDataModule, score: Callable[..., Tensor], k: Sequence[int] = 
 
 
 def _rows(data: RecDataModule) -> tuple[pl.DataFrame, Queries]:
-    """Places of the log after the cut (query, user_key, item_idx, weight; positive, 1.0 for what counts as one), and whom
-    they were shown to."""
+    """Places of the log after the cut: query, user_key, item_idx, weight, and positive, 1.0 for what counts as one. And
+    the users that they were shown to."""
     test = data.split.test
     if PROPENSITY not in test.columns or LABEL not in test.columns:
         lacking = PROPENSITY if PROPENSITY not in test.columns else LABEL
