@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from recsys.evaluation import beyond
 from recsys.evaluation.beyond import Items
@@ -117,6 +117,10 @@ def evaluate(
     """Rank the whole catalogue (or the list of each query that brings one) and measure every metric at every K in the
     same pass.
 
+    Where torch.distributed is in use every rank must call this, with the same arguments: the queries are shared between
+    the ranks, and each returns the whole, to the bit what one process would (but for its own `seconds`). What fails on
+    one rank is a ValueError on all of them. With NCCL set the CUDA device of the process first, as always.
+
     Args:
         score, memory_bytes, device, progress: as in `rank`.
         k: cut-offs, in any order; duplicates count once.
@@ -127,7 +131,7 @@ def evaluate(
         items: what is known of them; None: nothing beyond accuracy is measured.
 
     Raises:
-        ValueError: as in `rank`, or no query has a relevant item.
+        ValueError: as in `rank`, or no query has a relevant item, or ranks were given different queries.
     """
     cuts, depth = _depth(k, queries, confidence)
     lists = _ranker(score, queries, depth, memory_bytes, device, seed, mask_history)
@@ -137,7 +141,7 @@ def evaluate(
         return _measured(part, lists(part), cuts, mask_history, num_replicates, seed, items)
 
     began = time.perf_counter()
-    parts = _spread(measured, queries, device, progress)
+    parts = _spread(measured, queries, device, progress, *_process())
     return _evaluation(parts, queries, cuts, confidence if num_replicates else None, items, began)
 
 
@@ -152,7 +156,7 @@ def evaluate_lists(
     confidence: float = 0.95,
     items: Items | None = None,
 ) -> Evaluation:
-    """Measure lists that are there already, wherever they came from.
+    """Measure lists that are there already, wherever they came from. Each process measures what it is given, alone.
 
     Args:
         lists_QK: int64 [Q, K], the items for each query, best first, no item twice; -1 where a rank is missing. What
@@ -311,8 +315,11 @@ def _spread(
     queries: Queries,
     device: torch.device | str,
     progress: Progress | None,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Result]:
-    """function(part) for consecutive parts of the queries, in order, on as many threads as PyTorch has.
+    """function(part) for consecutive parts of the queries, in order, on as many threads as PyTorch has. Of
+    several processes each does every so many-th part, and gets the results of all.
 
     Each thread takes whole parts. Threads that share every operation wait for one another after each of
     them, on a busy machine for most of the time.
@@ -325,12 +332,47 @@ def _spread(
         with torch.no_grad():
             return function(part.to(device))
 
+    starts = range(process * size, len(queries), processes * size)
+    parts = (queries.rows(start, min(start + size, len(queries))) for start in starts)
     with _full_precision(), _threads(workers) as apply:
-        for result in apply(run, queries.blocks(size)):
+        results = apply(run, parts)
+        for result in results if processes == 1 else _gathered(results, queries, size, processes):
             done = min(done + size, len(queries))
             if progress is not None:
                 progress(done, len(queries))
             yield result
+
+
+def _process() -> tuple[int, int]:
+    """The rank of this process, and how many processes there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _gathered(results: Iterator[Result], queries: Queries, size: int, processes: int) -> Iterator[Result]:
+    """The results of all processes in the order of their parts, from those of this one.
+
+    They are exchanged as they come, one of each process at a time: whoever adds them up does so in the order of one
+    process, and holds no more than one round. An error is exchanged like a result: where a process just stopped, the
+    others would wait for it.
+    """
+    same = len(queries), size, int(queries.user_key.cumsum(0).sum())  # wraps; differs by the order of the users, too
+    for _ in range(0, max(1, len(queries)), processes * size):
+        result, wrong, cause = None, None, None
+        try:
+            result = next(results, None)
+        except Exception as error:
+            wrong, cause = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", error
+        found: list[Any] = [None] * processes
+        distributed.all_gather_object(found, (same, result, wrong))
+        if any(theirs != same for theirs, _, _ in found):
+            raise ValueError("every rank must evaluate the same queries, in one order and on the same kind of device")
+        for _, result, wrong in found:
+            if wrong is not None:
+                raise ValueError(wrong) from cause
+            if result is not None:
+                yield result
 
 
 @contextmanager
