@@ -368,7 +368,7 @@ def _study_collisions(arguments: list[str]) -> None:
     numbers: list[int | None] = [None, *(max(items * share // 100, 2) for share in (1000, 200, 100, 50, 25, 10))]
     if "buckets" in options:
         numbers = [None, *(config.check_type(n, int, "buckets") for n in options["buckets"].strip("[]").split(","))]
-    evaluate = partial(config.partial(cfg.evaluation), device=backend.device("cpu"), seed=cfg.seed)
+    evaluate = partial(config.evaluator(cfg), device=backend.device("cpu"), seed=cfg.seed)
     report = study(data, config.partial(cfg.model), evaluate, numbers, k=k, seed=cfg.seed)
     _print_frame(f"{data.log.name}: {items:,} items in buckets (none given: every item has its own)", report, ".4g")
     if "out" in options:
@@ -437,6 +437,10 @@ def _options(arguments: list[str], required: tuple[str, ...] = (), optional: tup
 
 def _show(run: Run) -> None:
     _show_metrics(run.metrics)
+    if any(name.startswith("baselines/") for name in run.metrics):
+        from recsys.comparison import beside
+
+        _show_differences("beside baselines, differences of this run to them", beside(run))
     path = os.path.relpath(run.path) if run.path.is_relative_to(Path.cwd()) else str(run.path)
     ask = f"recsys.load({path!r}).predict(rows)" if run.is_ranker else ""
     if not ask:
@@ -502,25 +506,30 @@ def _show_comparison(
 ) -> None:
     from recsys.comparison import compare
 
-    frame = compare(runs, metrics, baseline, correction=correction)
+    frame = compare(runs, metrics, baseline, correction=correction).rename({"low": "value/low", "high": "value/high"})
     if metrics is None:
         import polars as pl
 
         frame = frame.filter(~pl.col("metric").str.split("@").list.first().is_in(OF_LISTS))
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {baseline or frame['label'][0]}, p by {correction}"
+    _show_differences(title, frame)
+
+
+def _show_differences(title: str, frame: pl.DataFrame) -> None:
+    """What `comparison` gives, as a table."""
     rows = []
     for row in frame.iter_rows(named=True):
-        interval = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
-        cells = [row["metric"], row["label"], str(row["seeds"]), f"{row['value']:.4f}{interval}"]
-        cells.append("" if row["share"] is None else f"{row['share']:.1%}")
         known = row["difference_low"] is not None
         interval = f" [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]" if known else ""
-        cells.append("" if row["difference"] is None else f"{row['difference']:+.4f}{interval}")
-        cells.append("" if row["detectable"] is None else f"{row['detectable']:.4f}")
+        share = row.get("share")
+        cells = [row["metric"], row["label"], str(row.get("seeds", "")), _with_interval(row, "value")]
+        cells += ["" if share is None else f"{share:.1%}"]
+        cells += ["" if row["difference"] is None else f"{row['difference']:+.4f}{interval}"]
+        cells += ["" if row["detectable"] is None else f"{row['detectable']:.4f}"]
         cells += ["" if row["p_corrected"] is None else f"{row['p_corrected']:.3f}", row["verdict"] or ""]
         rows.append(cells)
     header = ["metric", "label", "seeds", "value", "of the oracle", "difference", "detectable", "p", "verdict"]
     shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {baseline or frame['label'][0]}, p by {correction}"
     _print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from recsys import config
+from recsys import config, tracking
 from recsys.evaluation.estimates import CORRECTIONS, Estimate, estimate
 from recsys.evaluation.metrics import METRICS
 from recsys.run import Run
@@ -86,6 +86,48 @@ def compare(
         _corrected(of_metric, correction)
         rows += of_metric
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def beside(run: Run | Path | str, metrics: Sequence[str] | None = None, *, correction: str = "holm") -> pl.DataFrame:
+    """A run beside the baselines that were measured with it (evaluation.baselines=true), as `compare` does.
+
+    Args:
+        metrics: None: recall and NDCG at the middle cut-off.
+
+    Returns: one row a metric and baseline: metric, label, value of the baseline; difference (the run's less the
+        baseline's) with difference_low and difference_high, effect, detectable, p, p_corrected, verdict on the run.
+    Raises:
+        ValueError: there are no baselines, or no such metric.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if not (run.path / tracking.BASELINES).exists():
+        raise ValueError(f"{run.path} has no baselines: train with evaluation.baselines=true")
+    others = pl.read_parquet(run.path / tracking.BASELINES)
+    if metrics is None:
+        k = sorted(run.config.evaluation.k)[len(run.config.evaluation.k) // 2]
+        metrics = [f"recall@{k}", f"ndcg@{k}"]
+    table = []
+    for metric in metrics:
+        if metric not in others.columns:
+            raise ValueError(f"metric {metric} was not measured: {config.nearest(metric, others.columns)}")
+        rows: list[dict[str, float | str | int | None]] = []
+        for (name,), frame in others.group_by("baseline", maintain_order=True):
+            row: dict[str, float | str | int | None] = {"metric": metric, "label": str(name)}
+            row["value"] = float(frame[metric].mean())  # type: ignore[arg-type]
+            rows.append(row | _difference(estimate([run.per_user], metric, [frame])))
+        _corrected(rows, correction)
+        table += rows
+    return pl.DataFrame(table, infer_schema_length=None)
+
+
+def _difference(found: Estimate | None) -> dict[str, float | str | int | None]:
+    """The columns of a difference whose estimate is this one."""
+    if found is None:
+        return dict.fromkeys(("difference", "difference_low", "difference_high", "effect", "detectable", "p"))
+    return {
+        "difference": found.value, "difference_low": found.low, "difference_high": found.high,
+        "effect": found.effect, "detectable": found.detectable, "p": found.p,
+    }  # fmt: skip
 
 
 def agreement(
@@ -176,14 +218,12 @@ def _row(
     ours = {run.manifest["seed"]: run for run in group}
     theirs = {run.manifest["seed"]: run for run in baseline}
     shared = sorted(ours.keys() & theirs.keys())
-    difference, found = None, None
-    if shared and not is_baseline:
-        sides = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
-        first, second = ([run.metrics[f"test/{metric}"] for run in side] for side in sides)
-        difference, found = sum(first) / len(first) - sum(second) / len(second), _estimate(*sides, metric)
-    row |= {"difference": difference, "difference_low": found and found.low, "difference_high": found and found.high}
-    row |= {"effect": found and found.effect, "detectable": found and found.detectable, "p": found and found.p}
-    return row
+    if is_baseline or not shared:
+        return row | _difference(None)
+    sides = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+    first, second = ([run.metrics[f"test/{metric}"] for run in side] for side in sides)
+    found = _difference(_estimate(*sides, metric))
+    return row | found | {"difference": sum(first) / len(first) - sum(second) / len(second)}
 
 
 def _estimate(group: list[Run], baseline: list[Run] | None, metric: str) -> Estimate | None:

@@ -163,6 +163,12 @@ def partial(node: DictConfig) -> Callable[..., Any]:
         raise ConfigError(f"{where}: {_first_line(cause)}") from error
 
 
+def evaluator(cfg: DictConfig) -> Callable[..., Any]:
+    """The evaluator of a configuration: `partial` of its group, without what it says to others."""
+    own = {key: value for key, value in cfg.evaluation.items() if key != "baselines"}
+    return partial(with_value(cfg, "evaluation", own).evaluation)
+
+
 def target(node: DictConfig) -> Any:
     """The class or function that a node names.
 

@@ -48,7 +48,7 @@ class Retrieval:
         if cfg.get("negatives", 1) != 1:
             raise ValueError(f"negatives={cfg.negatives} is for rankers: a retriever draws its own")
         self.cfg, self.data, self.device, self.seed = cfg, data, device, seed
-        self.evaluate = partial(config.partial(cfg.evaluation), device=device, seed=seed)
+        self.evaluate = partial(config.evaluator(cfg), device=device, seed=seed)
         kinds = config.check_type(cfg.get("kinds"), str | None, "kinds")
         self.kinds_ID = None if kinds is None else item_kinds(data.log, data.items.ids, kinds)
 

@@ -29,6 +29,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
 PER_USER = "per_user.parquet"
+BASELINES = "baselines.parquet"  # as PER_USER, for each model that stands beside the run
 LAST = "checkpoints/last.pt"
 MODEL = "checkpoints/model.safetensors"
 USERS = "checkpoints/users.parquet"

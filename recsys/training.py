@@ -18,7 +18,7 @@ import pytorch_lightning as lightning
 import torch
 from omegaconf import DictConfig
 
-from recsys import atomic, backend, config, tasks, tracking
+from recsys import atomic, backend, baselines, config, tasks, tracking
 from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
@@ -49,9 +49,13 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     if data is not None:
         data = data if isinstance(data, Log) else frame(data)
         cfg = config.with_value(cfg, "data", {FRAME: fingerprint(data)})
-    for group in ("data", "split", "model", "features", "trainer", "logger", "evaluation"):
+    for group in ("data", "split", "model", "features", "trainer", "logger"):
         if cfg.get(group) is not None and FRAME not in cfg[group]:
             config.partial(cfg[group])  # a wrong word is said before any work is done
+    config.evaluator(cfg)
+    beside = config.check_type(cfg.evaluation.get("baselines", False), bool, "evaluation.baselines")
+    if beside and tasks.of(cfg) is tasks.Ranking:
+        raise ValueError("evaluation.baselines=true is for retrievers: compare runs of rankers, as model=logistic")
     checkpoint = _claim(run_dir, cfg)
     seed = config.check_type(cfg.seed, int, "seed")
     device = backend.device(cfg.trainer.accelerator)
@@ -104,6 +108,11 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     if log.world is not None:
         metrics |= task.truth()
     task.save(run_dir)
+    if beside:
+        others = baselines.measured(cfg, module, device, seed)
+        atomic.write(run_dir / tracking.BASELINES, others.write_parquet)
+        for (name,), rows in others.group_by("baseline", maintain_order=True):
+            metrics |= {f"baselines/{name}/{m}": rows[m].mean() for m in rows.columns if "@" in m}
     atomic.write(run_dir / tracking.PER_USER, per_user.write_parquet)
     manifest = {
         "model": cfg.model["_target_"],
