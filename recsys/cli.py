@@ -522,13 +522,25 @@ def _show_differences(title: str, frame: pl.DataFrame) -> None:
         known = row["difference_low"] is not None
         interval = f" [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]" if known else ""
         share = row.get("share")
-        cells = [row["metric"], row["label"], str(row.get("seeds", "")), _with_interval(row, "value")]
+        cells = [row["metric"], row["label"], *("" if row.get(n) is None else str(row[n]) for n in ("seeds", "trials"))]
+        cells += [_with_interval(row, "value")]
         cells += ["" if share is None else f"{share:.1%}"]
         cells += ["" if row["difference"] is None else f"{row['difference']:+.4f}{interval}"]
         cells += ["" if row["detectable"] is None else f"{row['detectable']:.4f}"]
         cells += ["" if row["p_corrected"] is None else f"{row['p_corrected']:.3f}", row["verdict"] or ""]
         rows.append(cells)
-    header = ["metric", "label", "seeds", "value", "of the oracle", "difference", "detectable", "p", "verdict"]
+    header = [
+        "metric",
+        "label",
+        "seeds",
+        "trials",
+        "value",
+        "of the oracle",
+        "difference",
+        "detectable",
+        "p",
+        "verdict",
+    ]
     shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
     _print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
 

@@ -38,7 +38,8 @@ def compare(
 
     Returns:
         label: the model, and the keys in which configurations of that model differ;
-        metric; seeds: how many; value: the mean over seeds;
+        metric; seeds: how many; trials: settings that were tried on validation before, where the configuration says so;
+        value: the mean over seeds;
         low, high: 95% interval over users and, where seeds repeat, over seeds (see `evaluation.estimates`); null where
             neither is known. With one seed it does not hold the variance of training;
         share: of the log oracle's value, where the data has an answer key;
@@ -192,7 +193,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
         differing = [
             key
             for key in flat
-            if key not in ("seed", "model.seed") and len({repr(other.get(key)) for other in same}) > 1
+            if key not in ("seed", "model.seed", "trials") and len({repr(other.get(key)) for other in same}) > 1
         ]  # fmt: skip
         values = [f"{key.removeprefix('model.')}={flat[key]}" for key in differing]
         answers.append(" ".join([name, *values]))
@@ -210,6 +211,7 @@ def _row(
         "metric": metric,
         "label": label,
         "seeds": len(group),
+        "trials": group[0].manifest.get("trials"),
         "value": value,
         "low": own and own.low,
         "high": own and own.high,

@@ -117,6 +117,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     manifest = {
         "model": cfg.model["_target_"],
         "seed": seed,
+        "trials": config.check_type(cfg.get("trials"), int | None, "trials"),
         "data": {"name": log.name, "files": log.files, "fingerprint": module.fingerprint, **log.counts},
         "split": module.report,
         "queries": module.queries,

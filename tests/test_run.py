@@ -92,6 +92,7 @@ def test_compare_labels_what_differs_and_aggregates_seeds(runs: dict[str, recsys
     table = compare(everyone, ["recall@3"])
     rows = {row["label"]: row for row in table.iter_rows(named=True)}
     assert rows["ALS num_sweeps=16"]["seeds"] == 2
+    assert rows["ALS num_sweeps=16"]["trials"] is None
     mean = np.mean([runs[name].metrics["test/recall@3"] for name in ("als", "als_seed")])
     assert rows["ALS num_sweeps=16"]["value"] == pytest.approx(mean)
     for row in rows.values():

@@ -71,7 +71,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 ) -> None:
     torch.manual_seed(99)  # global state must not matter
     again = train(compose(log_file, *MF), tmp_path / "again")
-    other = train(compose(log_file, *MF, "seed=1"), tmp_path / "other")
+    other = train(compose(log_file, *MF, "seed=1", "trials=8"), tmp_path / "other")
+    assert (again.manifest["trials"], other.manifest["trials"]) == (None, 8)
     assert weights(again.path) == weights(finished.path)
     assert weights(other.path) != weights(finished.path)
     assert measured(again.path) == measured(finished.path)
