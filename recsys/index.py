@@ -138,7 +138,10 @@ class ItemIndex:
             raise ValueError(f"exclude has {exclude.num_rows} rows for {len(queries_BD)} queries: give one a query")
         where = queries_BD.device
         queries_BD = queries_BD.detach().to("cpu" if self._index is not None else self._vectors_PD.device).float()
-        if not math.isfinite(float(queries_BD.sum())):  # much faster than to look at each; it may have overflowed
+        # A sum is much faster than to look at each; it may have overflowed. By NumPy on a CPU: a thread of PyTorch's
+        # would spin on beside those of faiss.
+        total = queries_BD.sum() if queries_BD.is_cuda else queries_BD.numpy().sum()
+        if not math.isfinite(float(total)):
             bad_B = (~queries_BD.isfinite().all(1)).nonzero()[:, 0]
             if len(bad_B):
                 raise ValueError(f"the query in row {int(bad_B[0])} holds NaN or infinity: queries must be finite")

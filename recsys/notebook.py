@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Okabe and Ito: safe for the colour-blind.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+_SAID = {
+    "recall": "share of the true nearest that is found", "batch_qps": "queries a second, in batches",
+    "single_qps": "queries a second, one by one", "p99_ms": "99th percentile of one query, ms",
+    "megabytes": "memory, MB", "build_seconds": "time to build, s",
+}  # fmt: skip
 
 
 def train(*overrides: str, data: object | None = None) -> Run:
@@ -121,6 +126,45 @@ def plot_shares(runs: Sequence[Run], names: Sequence[str] | None = None, k: int 
         whiskers.encode(x="low:Q", x2="high:Q"),
     )
     return alt.LayerChart(layer=[*charts]).properties(width=420, height=alt.Step(18))
+
+
+def plot_frontier(frame: pl.DataFrame, x: str = "recall", y: str = "batch_qps") -> alt.Chart:
+    """What indexes cost for what they find: one line a factory, one point a search setting, y logarithmic.
+
+    Args:
+        frame: of `recsys.studies.frontier.sweep`.
+        x, y: columns of it; values of y that are not above 0 are left out.
+
+    Raises:
+        ValueError: no such column, or more factories than colours.
+    """
+    import altair as alt
+
+    for name in (x, y):
+        if name not in frame.columns:
+            raise ValueError(f"the frame has no column {name}: {config.nearest(name, frame.columns)}")
+    factories = frame["factory"].unique(maintain_order=True).to_list()
+    if len(factories) > len(_COLOURS):
+        raise ValueError(f"at most {len(_COLOURS)} factories can be told apart by colour, got {len(factories)}")
+    points = frame.filter(pl.col(y) > 0).select("factory", "search", x=x, y=y).with_row_index("order")
+    grid: dict[str, Any] = {"gridColor": "#ECECEC", "domain": False, "ticks": False}
+    label = "format(datum.value, datum.value < 1 ? '~g' : '~s')"
+    scale = alt.Scale(type="log", nice=False, padding=12)
+    legend = alt.Legend(symbolType="circle", symbolOpacity=1, labelLimit=260)
+    return (
+        alt.Chart(points)
+        .mark_line(point=alt.OverlayMarkDef(size=45, opacity=1), strokeWidth=2)
+        .encode(
+            x=alt.X(
+                "x:Q", title=_SAID.get(x, x), scale=alt.Scale(zero=False, nice=False, padding=12), axis=alt.Axis(**grid)
+            ),
+            y=alt.Y("y:Q", title=_SAID.get(y, y), scale=scale, axis=alt.Axis(labelExpr=label, tickCount=6, **grid)),
+            order="order:Q",
+            color=alt.Color("factory:N", title=None, scale=alt.Scale(domain=factories, range=_COLOURS), legend=legend),
+            tooltip=["factory:N", "search:N", alt.Tooltip("x:Q", title=x), alt.Tooltip("y:Q", title=y)],
+        )
+        .properties(width=420, height=300)
+    )
 
 
 def plot_vectors(vectors_ND: Tensor, names: Sequence[str], shown: Sequence[str]) -> alt.Chart:
