@@ -6,12 +6,14 @@ One run measures, in turn and several times over, on two threads:
     product      users × items alone, in blocks, buffer reused, the fastest orientation and block size
     evaluation   top-K of all users with seen items masked, and six metrics
     + intervals  the same with 1,000 bootstrap replicates
+    + lists      the same, and what the lists are like (popularity, novelty, serendipity, coverage, Gini)
     peers        implicit's recommend with seen items masked (the faster of one and two BLAS threads), then
                  ranx's evaluate with the same six metrics on its own Qrels and Run: building those and
                  compiling are left out
 The figures are medians, and only ratios within one run compare. Every user's metrics must equal ranx's to
 1e-6 (their MAP divides by |R| where ours divides by min(K, |R|)); users for whom the two float32 products
-order items differently are counted and left out of that check. The last line is one JSON object.
+order items differently are counted and left out of that check. Memory is what an evaluation adds at its peak, for these
+users and for ten times as many, with blocks of at most BUDGET bytes. The last line is one JSON object.
 """
 
 import os
@@ -36,10 +38,12 @@ import numpy as np
 import torch
 
 from recsys.evaluation import evaluate, rank
+from recsys.evaluation.beyond import Items
 from recsys.models.base import Retriever
 from recsys.schema import NUM_RESERVED, Interactions, Queries, Schema
 
 SEED = 0
+BUDGET = 2**28
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 PEER_METRICS = {
     "precision": "precision",
@@ -225,11 +229,12 @@ def resident_peak(num_users: int, num_items: int, dim: int) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    found = evaluate(score, queries, k=(20,))
+    found = evaluate(score, queries, k=(20,), memory_bytes=BUDGET)
     done.set()
     watcher.join()
     return {
         "users": num_users,
+        "budget_mb": round(BUDGET / 1e6, 1),
         "added_mb": round((peak - before) / 1e6, 1),
         "per_user_output_mb": round(found.per_user.estimated_size() / 1e6, 1),
     }
@@ -267,12 +272,14 @@ def main() -> None:
         "machine": platform.machine(),
         "load_before": [round(load, 2) for load in os.getloadavg()],
     }
+    about = Items(queries.history.item_counts() / len(queries), len(queries))
     for k in given.k:
         recommend = peer_recommender(model, queries, k)
         calls = {
             "product": product,
             "evaluation": lambda k=k: evaluate(score, queries, k=(k,), num_replicates=0),
             "evaluation_with_intervals": lambda k=k: evaluate(score, queries, k=(k,)),
+            "evaluation_with_lists": lambda k=k: evaluate(score, queries, k=(k,), items=about),
         }
         if recommend is not None:
             ids, scores = recommend()
@@ -296,6 +303,7 @@ def main() -> None:
             peers = median["implicit"] + median["ranx"]
             ratios["peers_to_evaluation"] = peers / median["evaluation"]
             ratios["peers_to_evaluation_with_intervals"] = peers / median["evaluation_with_intervals"]
+            ratios["peers_to_evaluation_with_lists"] = peers / median["evaluation_with_lists"]
         result[f"seconds@{k}"] = {name: round(value, 3) for name, value in median.items()}
         result[f"ratios@{k}"] = {name: round(value, 2) for name, value in ratios.items()}
         print(f"\nK = {k}")
@@ -307,7 +315,7 @@ def main() -> None:
     if not given.no_memory:
         print("\npeak memory that an evaluation adds, in a process of its own")
         result["memory"] = []
-        for num_users in (given.users, 4 * given.users):
+        for num_users in (given.users, 10 * given.users):
             command = [sys.executable, __file__, "--resident", "--users", str(num_users)]
             command += ["--items", str(given.items), "--dim", str(given.dim)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
