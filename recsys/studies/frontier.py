@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recsys import config
 from recsys.data.datamodule import RecDataModule
+from recsys.evaluation.ranking import evaluate_lists
 from recsys.faiss_factory import POINTS, check_factory
 from recsys.index import ItemIndex, Metric
 from recsys.models.base import Retriever
@@ -308,9 +308,6 @@ def _means(found: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: float(torch.as_tensor(value).double().mean()) for name, value in found.items()}
 
 
-# --- of a run ---------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def of_run(
     run: Run,
@@ -367,32 +364,19 @@ def _known(model: Retriever, queries: Queries, most: int, seed: int) -> Queries:
         raise ValueError(f"the model knows none of {len(queries)} test users: there is nothing to ask an index")
     generator = torch.Generator().manual_seed(seed)
     row_B = row_B[torch.randperm(len(row_B), generator=generator)[:most].sort().values]
-    names = (
-        "user_idx",
-        "user_key",
-        "num_cold_relevant",
-        "warm",
-        *(() if queries.query_key is None else ("query_key",)),
-    )
-    chosen: dict[str, Any] = {name: getattr(queries, name)[row_B] for name in names}
+    names = ("user_idx", "user_key", "num_cold_relevant", "warm", "query_key")
+    chosen: dict[str, Any] = {n: getattr(queries, n)[row_B] for n in names if getattr(queries, n) is not None}
     return replace(queries, history=queries.history.select(row_B), relevant=queries.relevant.select(row_B), **chosen)
 
 
 def _worth(run: Run, data: RecDataModule, queries: Queries, at: int) -> Worth:
     """What lists of these queries are worth, by the evaluator and, on a world, by its truth."""
-    measure = partial(config.evaluator(run.config), k=[at], seed=run.config.seed, num_replicates=0)
-    numbered = replace(queries, user_idx=torch.arange(len(queries)))  # so a scorer knows which query it is asked
-    place_K = -torch.arange(at, dtype=torch.float32)
     world, cut = data.log.world, data.split.test_cut
     on_world = world is not None and cut is not None and data.queries == "users" and at <= world.max_depth
-
-    def score(ids_BK: Tensor, batch: dict[str, Any]) -> Tensor:
-        top_BK = ids_BK[batch["user_idx"], :at]
-        scores_BI = torch.full((len(top_BK), queries.num_items), -torch.inf)
-        return scores_BI.scatter_(1, top_BK.clamp(min=0), place_K.where(top_BK >= 0, -torch.inf))
+    options = {"seed": run.config.seed, "mask_history": run.config.evaluation.mask_history, "num_replicates": 0}
 
     def worth(ids_BK: Tensor) -> dict[str, Tensor | float]:
-        metrics = measure(score=partial(score, ids_BK), queries=numbered).metrics
+        metrics = evaluate_lists(ids_BK[:, :at], queries, k=[at], **options).metrics
         found: dict[str, Tensor | float] = {f"{name}@{at}": metrics[f"{name}@{at}"] for name in ("recall", "precision")}
         if on_world:
             found[f"clicks@{at}"] = _clicks(data, queries.user_key, ids_BK[:, :at])
