@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from recsys import Run, cli, config
+from recsys import Run, cli, config, tables
 from recsys.comparison import compare
 from recsys.data import readers, splits
 from recsys.data.checks import DataError
@@ -184,7 +184,7 @@ def test_ncf_from_its_files_to_its_numbers(ncf: Path, tmp_path: Path, capsys: py
     assert (counts["list_shortest"], counts["list_longest"]) == (NEGATIVES + 1, NEGATIVES + 1)
     assert run.metrics["test/hit@10"] >= run.metrics["test/ndcg@10"] > 0
     assert not any(name.startswith("val/") for name in run.metrics)
-    cli._show_metrics(run.metrics)
+    tables.show_metrics(run.metrics)
     assert "test, given candidates ranked" in capsys.readouterr().out
 
     # Their own measure: where the positive stands among the scores of its line.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import recsys
-from recsys import cli, config, tracking
+from recsys import cli, config, tables, tracking
 from recsys.data.rows import joined
 from recsys.models.logistic import Logistic
 from recsys.training import evaluate, train
@@ -165,7 +165,7 @@ def test_each_kind_of_run_says_what_it_cannot(finished: recsys.Run, tmp_path: Pa
 
 
 def test_the_command_line_shows_a_ranker(finished: recsys.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    cli._show(finished)
+    tables.show_run(finished)
     out = capsys.readouterr().out
     assert "rows as shown" in out
     assert "Bayes" in out
