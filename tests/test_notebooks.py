@@ -167,3 +167,132 @@ def test_ranking(tmp_path: Path) -> None:
     assert abs(figures["listwise"]["grouped_auc"] - rankers["dcn"]["grouped_auc"]) < 0.05
     assert figures["drift"]["updated"] < figures["drift"]["left alone"]
     assert len(charts(notebook)) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_evaluation(tmp_path: Path) -> None:
+    notebook = execute("06_evaluation.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"sampled')))
+    # Among a few candidates a worse model wins, and both intervals leave out zero.
+    for few, whole in (("popularity - ease, 50", "popularity - ease, 1968"), ("tags - als, 200", "tags - als, 1968")):
+        assert figures["sampled"][few][0] > 0 > figures["sampled"][whole][1]
+    recall, clicks, tagged = figures["recall"], figures["clicks"], figures["baselines"]
+    for name in ("knn", "ease"):  # one comparison would call these worse, four do not
+        assert tagged[name]["difference_high"] < 0
+        assert tagged[name]["verdict"] == "not told apart"
+    assert (tagged["popularity"]["verdict"], tagged["als"]["verdict"]) == ("better", "worse")
+    assert recall["ease"] > 1.7 * recall["popularity"]
+    assert all(sampled == pytest.approx(deep, abs=0.03) for sampled, deep in figures["depth"].values())
+    assert figures["clean"]
+    for split, (least, most) in {"leave_last_out": (3, 7), "random": (15, 20)}.items():
+        inflation, low, _ = figures["prices"][split]
+        assert least < inflation < most
+        assert low > 0
+    all_time = figures["popularity"]["popularity"]
+    assert all_time["recall@100"] == pytest.approx(0.7, abs=0.05)
+    assert all_time["clicks a visit"] == pytest.approx(0.2, abs=0.05)
+    assert figures["window"]["low"] < 0 < figures["window"]["high"]
+    assert figures["head"]["of the videos"] < 0.3 < 0.75 < figures["head"]["of the clicks in test"] < 0.85
+    parts = figures["slices"]
+    assert parts["popularity"][:3] == [0, 0, 0]
+    assert parts["als"][3] > 4 * parts["als"][2]
+    assert parts["tags"][1] > parts["als"][1] + 0.03
+    assert parts["tags"][2] > 2 * parts["als"][2]
+    strangers = figures["strangers"]
+    assert strangers["popularity"][0] > 1.3 * strangers["popularity"][3]
+    assert strangers["als"][3] > 1.1 * strangers["als"][0]
+    assert strangers["popularity"][4] == pytest.approx(strangers["als"][4])
+    assert recall["tags"] < recall["als"]
+    assert clicks["tags"] > clicks["als"]
+    assert clicks["recent popularity"] > clicks["popularity"]
+    assert figures["pairs"] == 15
+    for agreement in figures["agreement"].values():
+        assert agreement["recall@100"] > 0.9
+        assert all(
+            0.6 < agreement[f"{name}@20"] < 0.85 for name in ("recall", "precision", "hit", "ndcg", "map", "mrr")
+        )
+        assert all(0.6 < agreement[f"{name}@100"] < 0.85 for name in ("map", "mrr"))
+    estimates = figures["debiasing"]
+    for name in ("als", "ease", "knn", "tags"):
+        naive, snips = estimates[name]["naive"], estimates[name]["snips"]
+        assert naive["value"] > 2 * naive["truth"]
+        assert naive["low"] > naive["truth"]
+        assert snips["low"] < snips["truth"] < snips["high"]
+        assert 0.05 < snips["effective"] < 0.15
+    assert estimates["als"]["naive"]["value"] == pytest.approx(0.35, abs=0.02)
+    assert estimates["als"]["naive"]["truth"] == pytest.approx(0.11, abs=0.01)
+    assert estimates["popularity"]["naive"]["value"] > 5 * estimates["popularity"]["naive"]["truth"]
+    assert estimates["als"]["naive"]["value"] > estimates["tags"]["naive"]["value"]
+    order = {
+        name: sorted(("als", "ease", "knn", "tags"), key=lambda model: estimates[model]["snips"][name])
+        for name in ("value", "truth")
+    }
+    assert order["value"] == order["truth"]
+    width = {name: found["snips"]["high"] - found["snips"]["low"] for name, found in estimates.items()}
+    assert width["recent popularity"] < 0.5 * min(w for name, w in width.items() if name != "recent popularity")
+    compared = figures["compared"]
+    assert compared["als, 32 dimensions"]["verdict"] == "not told apart"
+    assert compared["als, 32 dimensions"]["seeds"] == 3
+    assert compared["als, 32 dimensions"]["detectable"] < 0.015
+    assert all(compared[name]["verdict"] == "worse" for name in ("knn", "ease", "tags", "popularity"))
+    # 1,000 pairs at 5% have a standard deviation of 0.7%, 100 tens at 40% and 5% of 4.9% and 2.2%.
+    assert figures["equal"]["told apart"] == pytest.approx(0.05, abs=0.02)
+    assert figures["equal"]["one of ten"] == pytest.approx(0.40, abs=0.15)
+    assert figures["equal"]["one of ten, Holm"] == pytest.approx(0.05, abs=0.06)
+    assert all(found == pytest.approx(own, abs=1e-6) for own, found in figures["outside"].values())
+    assert len(charts(notebook)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ann(tmp_path: Path) -> None:
+    notebook = execute("07_ann.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"same')))
+    assert figures["same"] > 0.999  # sums in another order may swap two that are all but equal
+    changes = figures["changes"]
+    assert changes["added"] == changes["before"]
+    assert changes["removed"][:3] == changes["updated"][:3] == changes["before"][1:]
+    exact = figures["exact"]
+    assert exact["recall"] == 1
+    assert exact["recall@20"] == pytest.approx(exact["evaluated"], abs=2e-4)
+    # A list loses less than the index; what it loses depends on whom the index favours.
+    flat, *others = figures["run"]
+    assert all(0.4 < row["recall"] < min(row["recall@20 kept"], row["clicks@20 kept"]) for row in others)
+    found = {f"{row['factory']} {row['search']}": row for row in others}
+    few, walk, codes = found["IVF32,Flat nprobe=4"], found["HNSW4 efSearch=64"], found["PQ8x4 "]
+    assert few["recall"] < 0.9
+    assert few["recall@20 kept"] > 1 - 1 / 30
+    for probes in (1, 2, 4):
+        row = found[f"IVF32,Flat nprobe={probes}"]
+        assert row["head"] < flat["head"] - 0.03
+        assert row["clicks@20 kept"] > 1.01
+    assert found["IVF32,Flat nprobe=1"]["recall@20 kept"] < 0.8
+    assert walk["head"] > flat["head"] + 0.03
+    assert walk["clicks@20 kept"] < walk["recall@20 kept"] - 0.02
+    assert walk["recall@20 kept"] > 0.9
+    assert max(codes["recall@20 kept"], codes["clicks@20 kept"]) < 0.95
+    # Overlapping clusters need many lists, separate ones one.
+    hard = [row for row in figures["hard"] if row["factory"] == "IVF512,Flat"]
+    assert hard[0]["recall"] < 0.4 < 0.95 < figures["easy"][0]
+    assert [row["recall"] for row in hard] == sorted(row["recall"] for row in hard)
+    assert all(row["recall_low"] <= row["recall"] for row in figures["hard"])
+    assert all(row["recall_low"] <= row["fresh"] + 1e-4 for row in figures["hard"])
+    picked, kept = figures["picked"], figures["kept_word"]
+    assert picked["bound"]["fresh"] >= 0.9 <= picked["bound"]["recall_low"]
+    assert kept["mean"] <= 2 / 3 * kept["of"] < 0.95 * kept["of"] <= kept["bound"]
+    # What was seen never comes back; beyond 2,048 fetched the answer is exact.
+    seen = {(row["seen"], row["number"], row["nprobe"]): row["recall"] for row in figures["exclusions"]}
+    assert not any(row["seen again"] for row in figures["exclusions"])
+    assert all(recall == 1 for (_, number, _), recall in seen.items() if number > 2028)
+    for nprobe in (16, 64):
+        assert seen["the nearest", 300, nprobe] < seen["the nearest", 0, nprobe] - 0.15
+        assert seen["the nearest", 2028, nprobe] < seen["the nearest", 300, nprobe] - 0.1
+        assert seen["anywhere", 2028, nprobe] == pytest.approx(seen["anywhere", 0, nprobe], abs=0.03)
+    assert figures["same_again"]
+    key, damaged = figures["refusals"]
+    assert "not 'another model'" in key
+    assert "vectors.safetensors is damaged" in damaged
+    assert len(charts(notebook)) == 4
