@@ -5,9 +5,11 @@ Part of bench_training.py, which sets the thread counts before this is imported.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,16 @@ A_ROW = 4 * (DIM + 2) + 4 + 24  # bytes: a row with biases, its accumulator, cou
 
 
 def stream(rows: int) -> dict[str, Any]:
-    """Impressions of the smallest synthetic world that has so many, learnt from once as they are made, on no disk."""
+    """Impressions of a synthetic world, learnt from once as they are made, on no disk: of the smallest with so many,
+    or of several months of the largest whose tables fit in half of the memory."""
+    device = where()
     for name in ("small", "medium", "large", "youtube"):
-        world = config.build(config.compose("data=world", f"world={name}").world)
+        largest = config.build(config.compose("data=world", f"world={name}").world)
+        if A_ROW * (largest.num_users + largest.num_videos) > free_bytes(device) / 2:
+            break
+        world, chosen = largest, name
         if writer.expected_rows(world) >= rows:
             break
-    device = where()
     with device:
         model = MatrixFactorization(
             Schema.of(world.num_users + NUM_RESERVED, world.num_videos + NUM_RESERVED), **SETTINGS
@@ -55,7 +61,7 @@ def stream(rows: int) -> dict[str, Any]:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
     return {
-        "world": name,
+        "world": chosen,
         **counts,
         "seconds": round(seconds, 2),
         "rows_per_second": round(counts["rows"] / seconds),
@@ -65,17 +71,20 @@ def stream(rows: int) -> dict[str, Any]:
 
 
 def positives(world: Any, rows: int, counts: dict[str, int], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Chunks of whole batches of the positives among the first `rows` impressions and the rest of their block; the last
-    batch is dropped where it is not whole."""
+    """Chunks of whole batches of the positives among the first `rows` impressions and the rest of their block, month
+    after month; the last batch is dropped where it is not whole."""
 
-    def made(block: tuple[int, range]) -> tuple[int, Tensor, Tensor]:
-        found = logs.of_block(world, *block, device)
+    def made(of: tuple[Any, tuple[int, range]]) -> tuple[int, Tensor, Tensor]:
+        month, block = of
+        found = logs.of_block(month, *block, device)
         hit = (found["label"] == 1).nonzero()[:, 0]
         user = found["row"][hit] + block[1].start
         return len(found["label"]), user + NUM_RESERVED, found["video"][hit] + NUM_RESERVED
 
     kept: list[tuple[Tensor, Tensor]] = []
-    for count, user, item in in_order(made, logs.blocks(world)):
+    months = (replace(world, noise_seed=month) for month in itertools.count(world.noise_seed))
+    blocks = ((month, block) for month in months for block in logs.blocks(month))
+    for count, user, item in in_order(made, blocks):
         counts["rows"] += count
         counts["positives"] += len(user)
         kept.append((user, item))
@@ -96,7 +105,7 @@ def table(share: float) -> dict[str, Any]:
     """Rows of users and items, half and half, that free memory holds with all they need in training; and one step of a
     model that takes `share` of it."""
     device = where()
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available()
+    free = free_bytes(device)
     side = int(share * free / A_ROW) // 2
     begin = time.perf_counter()
     with device:
@@ -128,6 +137,10 @@ def table(share: float) -> dict[str, Any]:
 
 def where() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else available()
 
 
 def available() -> int:
