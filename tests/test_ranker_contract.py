@@ -14,7 +14,7 @@ from torch import Tensor
 from recsys import config
 from recsys.data.batches import RowBatches
 from recsys.models import losses
-from recsys.models.base import Ranker, RowBatch
+from recsys.models.base import Ranker, RowBatch, score
 from recsys.schema import LABEL, Column
 
 
@@ -290,3 +290,20 @@ def test_unknown_arguments_do_not_pass(name: str) -> None:
         config.compose(f"model={name}", "model.batch_sise=3")
     with pytest.raises(TypeError, match="batch_sise"):
         config.partial(config.compose(f"model={name}").model)(columns=COLUMNS, batch_sise=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_known_of_the_user_may_be_given_once(name):
+    model = build(name)
+    fit(model, chunks(model, some(TRAIN, 512)))
+    model.eval()
+    rows = some(TEST, 40)
+    user = {column.name for column in COLUMNS if column.role in ("user_feature", "context")}
+    once = {column: values[:1] if column in user else values for column, values in rows.items()}
+    repeated = {
+        column: values[:1].repeat_interleave(40, 0) if column in user else values for column, values in rows.items()
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(model(once)[LABEL], model(repeated)[LABEL], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(score(model, once), score(model, repeated), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(score(model, once), score(model, rows))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recsys.models import losses
 from recsys.models import negatives as draws
+from recsys.models.layers import num_rows
 from recsys.models.optimizers import RowAdagrad
 from recsys.schema import LABEL, NUM_RESERVED, USER_ID, Column, Interactions, Schema, UserBatch
 
@@ -290,9 +291,10 @@ class Ranker(Model):
 
 @torch.no_grad()
 def score(model: Ranker, rows: RowBatch, task: str = LABEL) -> Tensor:
-    """Logits of rows in their order, float [N] on the CPU, block by block."""
-    found = [torch.zeros(0)]
-    for low in range(0, len(next(iter(rows.values()))), ROWS_AT_ONCE):
-        block = {name: tensor[low : low + ROWS_AT_ONCE].to(model.device) for name, tensor in rows.items()}
+    """Logits of rows in their order, float [N] on the CPU, block by block. A column of one row holds for all of them."""
+    found, size = [torch.zeros(0)], num_rows(rows)
+    for low in range(0, size, ROWS_AT_ONCE):
+        part = slice(low, low + ROWS_AT_ONCE)
+        block = {name: (v[part] if len(v) == size else v).to(model.device) for name, v in rows.items()}
         found.append(model(block)[task].float().cpu())
     return torch.cat(found)

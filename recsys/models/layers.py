@@ -20,6 +20,11 @@ from recsys.schema import PADDING, Column
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
+def num_rows(batch: dict[str, Tensor]) -> int:
+    """Rows of a batch. A column of one row holds for all of them: what is known of the user whom candidates are for."""
+    return max(len(values) for values in batch.values())
+
+
 class Lookups(nn.Module):
     """The vectors of what is an index: forward(batch) -> fields_BFD, with F = 0 where no column is.
 
@@ -61,32 +66,56 @@ class Lookups(nn.Module):
         self.table = nn.Parameter(init_std * torch.randn(sum(rows.values()), embedding_dim)) if rows else None
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        size = num_rows(batch)
         if self.table is None:
-            some = next(iter(batch.values()))
-            return torch.zeros(len(some), 0, self.embedding_dim, device=some.device)
-        row_n, counts_BF = self.places(batch)
+            return torch.zeros(size, 0, self.embedding_dim, device=next(iter(batch.values())).device)
+        every = range(len(self.fields))
+        shared = [f for f in every if len(batch[self.fields[f]]) < size]
+        if not shared:
+            return self._means(batch, every)
+        # What holds for all rows is looked up once.
+        found_BFD = self.table.new_empty(size, len(self.fields), self.embedding_dim)
+        found_BFD[:, shared] = self._means(batch, shared)
+        if own := [f for f in every if f not in shared]:
+            found_BFD[:, own] = self._means(batch, own)
+        return found_BFD
+
+    def _means(self, batch: dict[str, Tensor], chosen: Sequence[int]) -> Tensor:
+        row_n, counts_BF = self._places(batch, chosen)
         means: Tensor = _Means.apply(self.table, row_n, counts_BF.view(-1), self.scratch_R)
         return means.view(*counts_BF.shape, self.embedding_dim)
 
     def places(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The rows of the table that are looked up, int64 [n], row by row and in each field by field, and how many of
         them each field has, int64 [B, F]."""
-        idx_BT = torch.cat([batch[name].view(-1, w) for name, w in zip(self.fields, self.widths, strict=True)], 1)
-        self._check(idx_BT)
-        filled_BT = idx_BT != PADDING
-        filled_BT[:, : self.num_single] = True
-        counts_BF = torch.stack([part.sum(1) for part in filled_BT.split(self.widths, 1)], 1)
-        return (idx_BT + self.starts_T)[filled_BT], counts_BF
+        size = num_rows(batch)
+        whole = {name: batch[name].expand(size, *batch[name].shape[1:]) for name in self.fields}
+        return self._places(whole, range(len(self.fields)))
 
-    def _check(self, idx_BT: Tensor) -> None:
-        """The tables lie end to end: an index too large would be another column's row."""
-        wrong_BT = (idx_BT < 0) | (idx_BT >= self.sizes_T)
+    def _places(self, batch: dict[str, Tensor], chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`places` of some of the fields, in their order."""
+        widths, starts_T, sizes_T = [self.widths[f] for f in chosen], self.starts_T, self.sizes_T
+        if len(chosen) < len(self.fields):
+            starts_T, sizes_T = (
+                torch.cat([parts[f] for f in chosen])
+                for parts in (starts_T.split(self.widths), sizes_T.split(self.widths))
+            )
+        idx_BT = torch.cat([batch[self.fields[f]].reshape(-1, self.widths[f]) for f in chosen], 1)
+        self._check(idx_BT, sizes_T, [self.fields[f] for f in chosen for _ in range(self.widths[f])])
+        filled_BT = idx_BT != PADDING
+        filled_BT[:, : sum(f < self.num_single for f in chosen)] = True
+        counts_BF = torch.stack([part.sum(1) for part in filled_BT.split(widths, 1)], 1)
+        return (idx_BT + starts_T)[filled_BT], counts_BF
+
+    @staticmethod
+    def _check(idx_BT: Tensor, sizes_T: Tensor, names: Sequence[str]) -> None:
+        """The tables lie end to end: an index too large would be another column's row. names: of the columns [T]."""
+        wrong_BT = (idx_BT < 0) | (idx_BT >= sizes_T)
         if bool(wrong_BT.any()):
             b, t = wrong_BT.nonzero()[0].tolist()
-            names = [name for name, w in zip(self.fields, self.widths, strict=True) for _ in range(w)]
             raise IndexError(
                 f"column {names[t]!r}: index {int(idx_BT[b, t])} in row {b} of the batch lies outside its "
-                f"{int(self.sizes_T[t])} rows: is this another pipeline's batch?"
+                f"{int(sizes_T[t])} rows: is this another pipeline's batch?"
             )
 
 
@@ -134,11 +163,11 @@ class Numbers(nn.Module):
         self.num_single = sum(c.width is None for c in found)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        some = next(iter(batch.values()))
+        size = num_rows(batch)
         if not self.fields:
-            return torch.zeros(len(some), 0, device=some.device)
+            return torch.zeros(size, 0, device=next(iter(batch.values())).device)
         columns = zip(self.fields, self.widths, strict=True)
-        x_BV = torch.cat([batch[name].view(-1, width).float() for name, width in columns], 1)
+        x_BV = torch.cat([batch[name].view(-1, width).float().expand(size, width) for name, width in columns], 1)
         if not bool(x_BV.isfinite().all()):
             names = [name for name, w in zip(self.fields, self.widths, strict=True) for _ in range(w)]
             b, v = (~x_BV.isfinite()).nonzero()[0].tolist()
