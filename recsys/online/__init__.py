@@ -1,0 +1,1 @@
+"""What happens when lists are shown: policies act, users react, experiments and logs are read."""
