@@ -61,6 +61,15 @@ def table_rows(log: Log, role: str, ids: pl.Series) -> pl.LazyFrame:
     return joined(log, rows.with_columns(pl.lit(None, log.events.collect_schema()[other]).alias(other)))
 
 
+def own_rows(log: Log, role: str, ids: pl.Series) -> pl.DataFrame:
+    """`table_rows` with the columns of that role alone, named as `joined` names them: its id, and what
+    its table says."""
+    table = log.users if role == USER_ID else log.items
+    rows, prefix = table_rows(log, role, ids).collect(), role.removesuffix("id")
+    own = [] if table is None else [n if n in rows.columns else prefix + n for n in table.collect_schema() if n != role]
+    return rows.select(role, *own)
+
+
 def item_kinds(log: Log, ids: pl.Series, column: str) -> Tensor:
     """Of what kinds items are, float32 [I, D]: 1 for each value that a column of the item table has for them, reserved
     indices first. A text is split at | and commas, a list has its members as values; null is no kind.

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -161,10 +161,22 @@ class FeaturePipeline:
 
     def trimmed(self) -> FeaturePipeline:
         """A copy for serving: of each history the last events alone, as of the last row that was fitted or updated."""
-        copy = deepcopy(self)
-        for feature in copy._histories().values():
+        trimmed = deepcopy(self)
+        for feature in trimmed._histories().values():
             feature.trim()
-        return copy
+        return trimmed
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """The raw columns behind a feature, which `transform` needs for it."""
+        return self._raw(self.features[name].inputs)
+
+    def only(self, names: Collection[str]) -> FeaturePipeline:
+        """The fitted pipeline with some of its features, by name: they are shared, not copied."""
+        self._fitted()
+        part = copy(self)
+        part.features = {name: feature for name, feature in self.features.items() if name in names}
+        part.columns = part._outputs()
+        return part
 
     def _histories(self) -> dict[str, History]:
         return {name: feature for name, feature in self.features.items() if isinstance(feature, History)}
