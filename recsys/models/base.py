@@ -291,7 +291,7 @@ class Ranker(Model):
 
 @torch.no_grad()
 def score(model: Ranker, rows: RowBatch, task: str = LABEL) -> Tensor:
-    """Logits of rows in their order, float [N] on the CPU, block by block. A column of one row holds for all of them."""
+    """Logits of rows in their order, float [N] on the CPU, block by block. A column of one row holds for all."""
     found, size = [torch.zeros(0)], num_rows(rows)
     for low in range(0, size, ROWS_AT_ONCE):
         part = slice(low, low + ROWS_AT_ONCE)

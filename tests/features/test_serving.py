@@ -59,12 +59,8 @@ def test_parts_are_what_the_whole_pipeline_makes_of_joined_rows():
     fitted = pipeline().fit(log())
     store = FeatureStore(fitted, ITEMS)
     now = START + timedelta(hours=250)
-    requests = USERS.with_columns(timestamp=pl.lit(now)).vstack(
-        pl.DataFrame(
-            {"user_id": [None], "country": ["FR"], "signed": [1.0], "timestamp": [now]},
-            schema_overrides={"user_id": pl.Int64},
-        )
-    )
+    stranger = {"user_id": [None], "country": ["FR"], "signed": [1.0]}
+    requests = USERS.vstack(pl.DataFrame(stranger, schema=USERS.schema)).with_columns(timestamp=pl.lit(now))
     request = torch.tensor([0, 0, 1, 2, 3, 3])
     item = torch.tensor([2, 4, 3, 3, 1, 4])
     joined = requests[request.numpy()].hstack(ITEMS[item.numpy()])
