@@ -321,15 +321,15 @@ def test_finished_runs_make_a_funnel(runs):
 
 def test_a_retrievers_own_list_is_its_source(runs):
     made, data = runs
-    users = made["als"].users.ids.head(30)
+    users = made["als"].users.ids.gather(
+        (made["als"].history.row_counts()[NUM_RESERVED:] > 2).nonzero()[:30, 0].numpy()
+    )
     for name in ("als", "ease"):
         page = Funnel.of_runs({name: made[name]}, None, data.log, with_popular=False)
         found, own = page.recommend(users, 20), made[name].recommend(users, 20)
-        known = own.filter(pl.col("source") == "model")["user_id"].unique()
-        mine, its = (frame.filter(pl.col("user_id").is_in(known.implode())) for frame in (found, own))
+        assert (own["source"] == "model").all()
         # Equal scores, as of what had no positive in train, may come in another order.
-        assert mine.height == its.height > 0
-        at_same_place = (mine["item_id"] == its["item_id"]).to_numpy().reshape(-1, 20)
+        at_same_place = (found["item_id"] == own["item_id"]).to_numpy().reshape(-1, 20)
         assert at_same_place[:, :5].all()
         assert at_same_place.mean() > 0.8
 
