@@ -1,5 +1,5 @@
-"""The command line: recsys train | evaluate | recommend | resume | compare | features | generate | world |
-study | index | doctor.
+"""The command line: recsys train | evaluate | recommend | funnel | resume | compare | features | generate |
+world | study | index | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from recsys.cli_studies import index_command, study_command
+from recsys.cli_studies import funnel_command, index_command, study_command
 from recsys.options import parsed, whole
 from recsys.tables import print_frame, print_table, show_comparison, show_metrics, show_run, with_interval
 
@@ -28,6 +28,9 @@ recsys: a research lab for recommender systems
                                                  measure a finished run again; slices=[activity,item_popularity,COLUMN]
                                                  for parts of its users and items [metrics=[recall@20]]
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
+  recsys funnel retrievers=DIR,DIR ranker=DIR users=FILE|1,2,3 [k=100] [candidates=1000] [factory=Flat] [diversity=0.1]
+                [caps=creator:5] [exploration=0.02] [fresh=true] [precision=bfloat16] [out=F.parquet]
+                                                 several retrievers, a ranker and the rules of a page
   recsys generate world=small path=DIR [world.rows=N] [seed=S] [workers=N] [tables=DIR]
                                                  a synthetic world's log as Parquet by day; again: goes on
   recsys world validate world=small              its statistics beside published ones
@@ -41,6 +44,8 @@ recsys: a research lab for recommender systems
                                                  what of test could be known in training, and what that is worth
   recsys index sweep run=DIR [k=100] [recall=0.95] [factories=[IVF64,Flat;HNSW32]] [out=F.parquet]
                                                  what approximate indexes of its items lose and gain
+  recsys study loss_budget retrievers=DIR,DIR ranker=DIR [candidates=300,1000] [k=100] [users=1000] [out=F.parquet]
+                                                 what each stage of that funnel loses, and takes in time
   recsys study debiasing run=DIR [k=20,100] [out=F.parquet]
                                                  logged clicks weighed by propensity, beside the truth
   recsys doctor                                  versions and devices, with a kernel run on each
@@ -311,6 +316,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "world": _world,
     "study": study_command,
     "index": index_command,
+    "funnel": funnel_command,
     "doctor": _doctor,
 }
 

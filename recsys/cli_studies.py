@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recsys.options import parsed, whole
 from recsys.tables import print_frame
@@ -13,9 +13,13 @@ from recsys.tables import print_frame
 if TYPE_CHECKING:
     import polars as pl
 
+    from recsys.run import Run
+
 
 def study_command(arguments: list[str]) -> None:
-    studies = {"collisions": _collisions, "leakage": _leakage, "debiasing": _debiasing}
+    studies = {
+        "collisions": _collisions, "leakage": _leakage, "debiasing": _debiasing, "loss_budget": _loss_budget,
+    }  # fmt: skip
     if not arguments or arguments[0] not in studies:
         raise ValueError(f"recsys study: expected one of {', '.join(studies)}")
     studies[arguments[0]](arguments)
@@ -68,6 +72,82 @@ def _debiasing(arguments: list[str]) -> None:
     print_frame("what the lists are worth, by the log and in truth", report, ".4f")
     if "out" in options:
         atomic.write(Path(options["out"]), report.write_parquet)
+
+
+def _loss_budget(arguments: list[str]) -> None:
+    own = ("retrievers", "k", "users", "out", *FUNNEL)
+    options = parsed(arguments[1:], required=("retrievers",), optional=own)
+    from recsys import atomic, config
+    from recsys.studies.loss_budget import study
+    from recsys.training import again
+
+    retrievers, ranker, settings = funnel_options(options)
+    numbers = options.get("candidates", "1000").strip("[]").split(",")
+    settings["num_candidates"] = [config.check_type(n, int, "candidates") for n in numbers]
+    _, task = again(next(iter(retrievers.values())).path)
+    for name, option in {"k": "k", "num_users": "users"}.items():
+        if option in options:
+            settings[name] = whole(options, option)
+    report = study(retrievers, ranker, task.data, **settings)
+    print_frame("what each stage of the funnel loses", report, ".4g")
+    if "out" in options:
+        atomic.write(Path(options["out"]), report.write_parquet)
+
+
+def funnel_command(arguments: list[str]) -> None:
+    """Lists of a funnel for users, as `recsys recommend` gives them for a run."""
+    options = parsed(arguments, required=("retrievers", "users"), optional=("k", "out", *FUNNEL))
+    from recsys import atomic, tracking
+    from recsys.funnel import Funnel
+    from recsys.run import read_user_ids
+    from recsys.training import again
+
+    retrievers, ranker, settings = funnel_options(options)
+    num = whole(options, "candidates")
+    first = next(iter(retrievers.values()))
+    users = read_user_ids(options["users"], first.users.ids.dtype)
+    _, task = again(first.path)
+    page = Funnel.of_runs(retrievers, ranker, task.data.log, num_candidates=1000 if num is None else num, **settings)
+    k = whole(options, "k")
+    answer = page.recommend(users, 100 if k is None else k)
+    if "out" in options:
+        atomic.write(Path(options["out"]), answer.write_parquet)
+        tracking.print_line(f"{options['out']}: {answer.height:,} rows for {len(users):,} users")
+    else:
+        print_frame("the page", answer, ".4g")
+    for what, count in page.failures.items():
+        tracking.print_line(f"degraded {count} times, {what}")
+
+
+# Options of a funnel, beside its retrievers.
+FUNNEL = ("ranker", "candidates", "factory", "search", "diversity", "caps", "exploration", "fresh", "precision")
+
+
+def funnel_options(options: dict[str, str]) -> tuple[dict[str, Run], Run | None, dict[str, Any]]:
+    """Retrievers by name, the ranker, and the settings of `Funnel.of_runs` but for the number of candidates.
+
+    Raises:
+        ValueError: an option that is none; the message names it.
+    """
+    from recsys import config
+    from recsys.run import Run
+
+    runs = [Run(Path(path)) for path in options["retrievers"].split(",")]
+    names = [str(run.config.model._target_).split(".")[-2] for run in runs]
+    names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+    retrievers = dict(zip(names, runs, strict=True))
+    settings: dict[str, Any] = {name: options[name] for name in ("factory", "search", "precision") if name in options}
+    for name in ("diversity", "exploration"):
+        if name in options:
+            settings[name] = config.check_type(options[name], float, name)
+    if "fresh" in options:
+        settings["with_fresh"] = config.check_type(options["fresh"], bool, "fresh")
+    if "caps" in options:
+        caps = (part.partition(":") for part in options["caps"].strip("{}").split(","))
+        settings["caps"] = {
+            name.strip(): config.check_type(most.strip(), int, f"caps {name}") for name, _, most in caps
+        }
+    return retrievers, Run(Path(options["ranker"])) if "ranker" in options else None, settings
 
 
 def _collisions(arguments: list[str]) -> None:

@@ -167,6 +167,48 @@ def plot_frontier(frame: pl.DataFrame, x: str = "recall", y: str = "batch_qps") 
     )
 
 
+def plot_loss_budget(frame: pl.DataFrame, candidates: int | None = None) -> alt.LayerChart:
+    """A waterfall of what each stage of a funnel loses: clicks where there is an answer key, else recall.
+
+    Args:
+        frame: of `recsys.studies.loss_budget.study`.
+        candidates: which of its numbers of candidates; the first by default.
+
+    Raises:
+        ValueError: no row of that number.
+    """
+    import altair as alt
+
+    numbers = frame["candidates"].drop_nulls().unique(maintain_order=True).to_list()
+    chosen = (numbers or [None])[0] if candidates is None else candidates
+    if chosen not in numbers and candidates is not None:
+        raise ValueError(f"candidates={candidates}: the frame has {', '.join(map(str, numbers)) or 'none'}")
+    unit = "recall" if frame["clicks"].null_count() == frame.height else "clicks"
+    rows = frame.filter(pl.col("candidates").is_null() | (pl.col("candidates") == chosen))
+    title = {"clicks": "clicks a visit", "recall": "recall"}[unit]
+    steps = rows.select(
+        "stage", milliseconds=pl.col("milliseconds").round(1), now=unit, above=pl.col(unit).shift(1).fill_null(0.0),
+        low=pl.col(unit) - (pl.col("high") - pl.col("lost")), high=pl.col(unit) + (pl.col("high") - pl.col("lost")),
+    ).with_columns(
+        what=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("all"))
+        .when(pl.col("now") < pl.col("above")).then(pl.lit("lost")).otherwise(pl.lit("won")),
+        said=pl.col("now").round(3), top=pl.max_horizontal("above", "now", pl.col("high").fill_null(0.0)),
+    )  # fmt: skip
+    base = alt.Chart(steps).encode(
+        x=alt.X("stage:N", title=None, sort=steps["stage"].to_list(), axis=alt.Axis(labelAngle=-20, ticks=False))
+    )
+    colour = alt.Color(
+        "what:N",
+        title=None,
+        scale=alt.Scale(domain=["all", "lost", "won"], range=["#9AA5B1", _COLOURS[1], _COLOURS[2]]),
+    )
+    bars = base.mark_bar(size=34).encode(y=alt.Y("above:Q", title=title), y2="now:Q", color=colour)
+    level = base.mark_tick(thickness=2, size=34, color="black").encode(y="now:Q")
+    whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    text = base.mark_text(dy=-8, fontSize=11).encode(y="top:Q", text="said:Q")
+    return alt.LayerChart(layer=[bars, level, whiskers, text]).properties(width=90 + 75 * steps.height, height=260)
+
+
 def plot_vectors(vectors_ND: Tensor, names: Sequence[str], shown: Sequence[str]) -> alt.Chart:
     """Vectors on their first two principal components, whose shares of the variance stand on the axes.
 

@@ -8,7 +8,7 @@ of score rows: index 0 is padding, index 1 is "unknown", real ids start at 2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -298,16 +298,21 @@ class Queries:
         chosen = items[self.relevant.item_idx]
         row, item_idx = self.relevant.row_idx()[chosen], self.relevant.item_idx[chosen]
         asked, place = row.unique(return_inverse=True)
+        relevant = Interactions.from_pairs(place, item_idx, num_rows=len(asked), num_items=self.num_items)
+        return replace(self.select(asked), relevant=relevant, num_cold_relevant=torch.zeros_like(asked))
+
+    def select(self, row: Tensor) -> Queries:
+        """The given queries, in the given order. row: int64 [B]."""
         return Queries(
-            self.user_idx[asked],
-            self.user_key[asked],
-            self.history.select(asked),
-            Interactions.from_pairs(place, item_idx, num_rows=len(asked), num_items=self.num_items),
-            torch.zeros_like(asked),
-            self.warm[asked],
+            self.user_idx[row],
+            self.user_key[row],
+            self.history.select(row),
+            self.relevant.select(row),
+            self.num_cold_relevant[row],
+            self.warm[row],
             self.candidates,
-            None if self.query_key is None else self.query_key[asked],
-            None if self.lists is None else self.lists.select(asked),
+            None if self.query_key is None else self.query_key[row],
+            None if self.lists is None else self.lists.select(row),
         )
 
     def blocks(self, size: int) -> Iterator[Queries]:

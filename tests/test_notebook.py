@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys.evaluation.calibration import reliability
-from recsys.notebook import plot_agreement, plot_reliability, plot_vectors
+from recsys.notebook import plot_agreement, plot_loss_budget, plot_reliability, plot_vectors
 
 TRUTH = torch.logspace(-3, -0.5, 4000, dtype=torch.float64)
 LABELS = torch.bernoulli(TRUTH, generator=torch.Generator().manual_seed(0))
@@ -107,3 +107,42 @@ def test_vectors_that_cannot_be_drawn() -> None:
         plot_vectors(torch.zeros(2, 4), ["a", "b", "c"], [])
     with pytest.raises(ValueError, match="at most 6 names"):
         plot_vectors(torch.zeros(1, 4), ["a"], [*"abcdefg"])
+
+
+WATERFALL = ("stage", "milliseconds", "now", "above", "low", "high", "what", "said", "top")
+
+
+def budget() -> pl.DataFrame:
+    """As `studies.loss_budget.study` gives it, for two numbers of candidates."""
+    return pl.DataFrame(
+        {
+            "stage": ["best", "whole catalogue", "retrieval", "retrieval"],
+            "candidates": [None, None, 100, 500],
+            "recall": [0.1, 0.4, 0.3, 0.35],
+            "clicks": [2.0, 1.0, 0.75, 1.25],
+            "lost": [None, 1.0, 0.25, -0.25],
+            "low": [None, 0.9, 0.2, -0.3],
+            "high": [None, 1.1, 0.3, -0.2],
+            "milliseconds": [1.0, 50.0, 5.0, 9.0],
+        }
+    )
+
+
+@pytest.mark.parametrize(("candidates", "clicks", "what"), [(None, 0.75, "lost"), (500, 1.25, "won")])
+def test_a_waterfall_falls_from_stage_to_stage(candidates: int | None, clicks: float, what: str) -> None:
+    chart = plot_loss_budget(budget(), candidates)
+    steps = rows_with(chart, *WATERFALL)
+    assert steps["stage"].to_list() == ["best", "whole catalogue", "retrieval"]
+    assert steps["now"].to_list() == [2.0, 1.0, clicks]
+    assert steps["above"].to_list() == [0.0, 2.0, 1.0]
+    assert steps["what"].to_list() == ["all", "lost", what]
+    assert steps["low"][2] == pytest.approx(clicks - 0.05)
+    assert steps["high"][2] == pytest.approx(clicks + 0.05)
+
+
+def test_a_waterfall_without_an_answer_key_is_of_recall() -> None:
+    frame = budget().with_columns(clicks=pl.lit(None, pl.Float64))[1:]
+    steps = rows_with(plot_loss_budget(frame), *WATERFALL)
+    assert steps["now"].to_list() == [0.4, 0.3]
+    with pytest.raises(ValueError, match="candidates=7: the frame has 100, 500"):
+        plot_loss_budget(budget(), 7)
