@@ -129,6 +129,22 @@ def test_recommend_for_known_and_unknown_users(run_dir: Path, tmp_path: Path) ->
     assert "'bob' is not an id of this log" in found.stderr
 
 
+def test_a_funnel_of_runs_answers_as_recommend_does(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.parquet"
+    found = recsys("funnel", f"retrievers={run_dir}", "users=3,999", "k=4", "candidates=50", f"out={out}")
+    assert found.returncode == 0, found.stderr
+    page = pl.read_parquet(out)
+    assert page["user_id"].to_list() == [3] * 4 + [999] * 4
+    assert page["rank"].to_list() == [1, 2, 3, 4] * 2
+    assert page["degraded"].null_count() == 8
+    wrong = recsys("funnel", f"retrievers={run_dir}", "users=3", "caps=topic:2")
+    assert wrong.returncode == 2
+    assert "items have no column 'topic'" in wrong.stderr
+    wrong = recsys("study", "loss_budget", f"retrievers={run_dir}", f"ranker={run_dir}")
+    assert wrong.returncode == 2
+    assert "holds a retriever: name a ranker's run" in wrong.stderr
+
+
 def test_a_grid_makes_a_run_for_every_cell_and_one_table(table: Path, tmp_path: Path) -> None:
     found = recsys(
         "train", "-m", "model=popularity,knn", "seed=0,1", "data=table", f"data.path={table}",
