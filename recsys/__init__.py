@@ -5,6 +5,7 @@
     run.recommend([17, 42], k=10)
     recsys.compare([run, other])
     recsys.evaluate(predictions, truth, seen=log)  # frames of any other tool
+    recsys.Funnel.of_runs({"als": run, "tags": other}, ranker, log).recommend([17, 42])
 
 The names below are loaded when they are first used, so that `import recsys` is instant.
 """
@@ -16,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recsys.comparison import agreement, compare
+    from recsys.funnel import Funnel
     from recsys.notebook import plot_curves, plot_metrics, train
     from recsys.predictions import evaluate
     from recsys.run import Run
     from recsys.run import Run as load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "agreement", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
+__all__ = ["Funnel", "Run", "agreement", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
 
 _HOMES = {
+    "Funnel": ("recsys.funnel", "Funnel"),
     "Run": ("recsys.run", "Run"),
     "agreement": ("recsys.comparison", "agreement"),
     "compare": ("recsys.comparison", "compare"),
