@@ -89,7 +89,7 @@ class BayesLogistic(Ranker):
 
     def distribution(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
         """Mean and variance of each row's w.x, float64 [B]."""
-        design = self._design(batch)
+        design = self.design(batch)
         return design.times(self.mean_J), design.squared().times(1 / self.precision_J)
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class BayesLogistic(Ranker):
         states of the generator give equal weights, for a catalogue that comes in several batches.
         """
         noise_J = torch.randn(len(self.mean_J), dtype=torch.float64, device=self.device, generator=generator)
-        return self._design(batch).times(self.mean_J + noise_J * self.precision_J.rsqrt()).float()
+        return self.design(batch).times(self.mean_J + noise_J * self.precision_J.rsqrt()).float()
 
     def observe(self, num_rows: int) -> None:
         if self.max_epochs != 1:
@@ -130,7 +130,7 @@ class BayesLogistic(Ranker):
     def _learn(self, batch: RowBatch) -> Tensor:
         """Learn from a batch; its mean log loss as predicted before."""
         label_B = _labels(batch)
-        design = self._design(batch)
+        design = self.design(batch)
         used_R, weight_n = design.weight_n.unique(return_inverse=True)
         used_W = torch.cat([used_R, torch.arange(self.num_indices, len(self.mean_J), device=self.device)])
         design = replace(design, weight_n=weight_n, num_indices=len(used_R))
@@ -152,7 +152,7 @@ class BayesLogistic(Ranker):
         self.num_updates += 1
         return loss
 
-    def _design(self, batch: RowBatch) -> Design:
+    def design(self, batch: RowBatch) -> Design:
         x_BV = self.numbers(batch).double()
         numbers_BV = torch.cat([x_BV, x_BV.new_ones(len(x_BV), 1)], 1) * self.squeeze_V
         if not self.lookups.fields:

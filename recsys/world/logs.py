@@ -152,29 +152,77 @@ def impressions(world: World, day: int, who: Users, noise_seed: Tensor | int | N
     """
     today = drifted(world, who, day)
     visits = sessions(world, day, today, noise_seed)
-    depth, device = visits["depth"], who.number.device
-    offset = depth.cumsum(0) - depth
-    total, rows = int(depth.sum()), visits["row"]
-    constants, burst_video, burst_edge, bursting, burst_share, examined = _day_tables(world, day, str(device))
-    shown = torch.empty(total, dtype=torch.int64, device=device)
-    taste = today.favourite.contiguous(), today.weight.contiguous()
-    drawn = constants, visits["key"], rows, offset, depth
-    visit("show", rows.numel(), *drawn, *taste, burst_video, burst_edge, shown)
+    return respond(world, day, today, visits, show(world, day, today, visits))
 
-    table = world.num_videos <= TABLE_LIMIT
-    what = _all_records(world, str(device)) if table else record(world, videos(world, shown))
-    out = {name: torch.empty(total, dtype=dtype, device=device) for name, dtype in DTYPES.items()}
-    session = (who.number[rows] * 1024 + day) * (MAX_SESSIONS + 1) + visits["visit"]
-    ids = user_ids(world, who.number)[rows], noise.permute(session, 1 << 48, SESSION_IDS)
-    of_visit = visits["intent"], visits["start"], visits["evening"], *ids
-    of_user = *taste, who.bias, country_language(who.country)
+
+def show(world: World, day: int, today: Users, visits: Columns) -> Tensor:
+    """What the logging policy shows: numbers of videos, int64 [Z], the first `depth` of each visit.
+
+    today: with the taste of the day, see `drifted`. visits: row (of `today`), key and depth of `sessions`.
+    """
+    drawn = _drawn(world, day, visits)
+    _, burst_video, burst_edge, *_ = _day_tables(world, day, str(visits["key"].device))
+    shown = torch.empty(int(visits["depth"].sum()), dtype=torch.int64, device=visits["key"].device)
+    taste = today.favourite.contiguous(), today.weight.contiguous()
+    visit("show", len(visits["row"]), *drawn, *taste, burst_video, burst_edge, shown)
+    return shown
+
+
+def propensities(world: World, day: int, today: Users, visits: Columns, shown: Tensor) -> Tensor:
+    """The logging policy's probability of each row given the rows above it in the visit, float32 [Z], as it is logged.
+    The arguments are those of `show`, and what it showed."""
+    drawn = _drawn(world, day, visits)
+    *_, bursting, burst_share, _ = _day_tables(world, day, str(shown.device))
+    found = torch.empty(shown.shape, dtype=torch.float32, device=shown.device)
+    taste = today.favourite.contiguous(), today.weight.contiguous()
     visit(
-        "respond", rows.numel(), *drawn, *of_visit, *of_user, what, bursting, burst_share, examined, shown,
-        *out.values(),
+        "propensities", len(visits["row"]), *drawn, *taste, _records(world, shown), bursting, burst_share, shown, found
+    )  # fmt: skip
+    return found
+
+
+def respond(
+    world: World, day: int, today: Users, visits: Columns, shown: Tensor, tired: Tensor | None = None
+) -> Columns:
+    """What comes of showing videos to the visits of a day.
+
+    Args:
+        today: users with the taste of the day, see `drifted`. visits: of `sessions`; `depth` may be another.
+        shown: numbers of videos, int64 [Z], `depth` of them a visit, all there on that day.
+        tired: what topics have lost of each user's interest, float64 [B, topics].
+
+    Returns: the columns of `impressions`. `propensity` is the logging policy's, whoever chose.
+    """
+    depth, device, rows, total = visits["depth"], shown.device, visits["row"], len(shown)
+    drawn = _drawn(world, day, visits)
+    *_, bursting, burst_share, examined = _day_tables(world, day, str(device))
+    out = {name: torch.empty(total, dtype=dtype, device=device) for name, dtype in DTYPES.items()}
+    session = (today.number[rows] * 1024 + day) * (MAX_SESSIONS + 1) + visits["visit"]
+    ids = user_ids(world, today.number)[rows], noise.permute(session, 1 << 48, SESSION_IDS)
+    of_visit = visits["intent"], visits["start"], visits["evening"], *ids
+    of_user = today.favourite.contiguous(), today.weight.contiguous(), today.bias, country_language(today.country)
+    fatigue = (0, today.bias) if tired is None else (tired.numel(), tired)
+    visit(
+        "respond", rows.numel(), *drawn, *of_visit, *of_user, _records(world, shown), bursting, burst_share, examined,
+        *fatigue, shown, *out.values(),
     )  # fmt: skip
     out["video"], out["session"] = shown, torch.repeat_interleave(depth, output_size=total)
     out["row"], out["intent"] = rows[out["session"]], visits["intent"][out["session"]]
     return out
+
+
+def _drawn(world: World, day: int, visits: Columns) -> tuple[Tensor, ...]:
+    """What every entry of visit.cu takes first: constants, keys, rows of users, offsets and depths."""
+    depth = visits["depth"]
+    constants = _day_tables(world, day, str(depth.device))[0]
+    return constants, visits["key"], visits["row"], depth.cumsum(0) - depth, depth
+
+
+def _records(world: World, shown: Tensor) -> Tensor:
+    """`record` of all videos, or of the rows where there are too many."""
+    if world.num_videos <= TABLE_LIMIT:
+        return _all_records(world, str(shown.device))
+    return record(world, videos(world, shown))
 
 
 COLUMNS = {

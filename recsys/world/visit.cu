@@ -126,13 +126,41 @@ INNER double burst(const Constants *c, i64 video, const i64 *bursting, const dou
     return low < c->num_bursting && bursting[low] == video ? probability[low] : 0;
 }
 
+// p(video) of the logging policy; first: the user's taste for its topic.
+INNER double chance(const Constants *c, const Video *v, i64 number, double first, const i64 *bursting,
+                    const double *burst_probability) {
+    bool holds = c->day < v->replaced_day;
+    double p = c->explore_share / c->fresh_high;
+    if (holds) p += c->popularity_share * v->popularity + c->taste_share * first * v->topic_popularity;
+    if (number >= c->fresh_low && number < c->fresh_high) p += c->fresh_share / (c->fresh_high - c->fresh_low);
+    return p + c->burst_share * burst(c, number, bursting, burst_probability);
+}
+
+// propensity[offset[i] ..] of shown[offset[i] ..] under the logging policy, as `respond` writes it.
+ENTRY propensities(i64 visits, const Constants *c, const u64 *key, const i64 *user, const i64 *offset,
+                   const i64 *depth, const i64 *favourite, const double *weight, const double *video,
+                   const i64 *bursting, const double *burst_probability, const i64 *shown, float *propensity) {
+    EACH(i, visits) {
+        const i64 *likes = favourite + user[i] * c->num_favourites;
+        const double *shares = weight + user[i] * c->num_favourites;
+        double above = 0;
+        for (i64 z = offset[i]; z < offset[i] + depth[i]; z++) {
+            const Video *v = (const Video *)video + (c->by_row ? z : shown[z]);
+            double p = chance(c, v, shown[z], taste(c, (i64)v->topic, likes, shares), bursting, burst_probability);
+            propensity[z] = (float)(p / (1 - above));
+            above += p;
+        }
+    }
+}
+
 // The columns of the impressions at offset[i] .. of each visit. `video` holds records of behaviour.RECORD doubles, by
-// the video's number, or one a row where by_row.
+// the video's number, or one a row where by_row. tired: what a topic has lost of the user's interest, [users, topics];
+// not read where num_tired is 0.
 ENTRY respond(i64 visits, const Constants *c, const u64 *key, const i64 *user, const i64 *offset, const i64 *depth,
               const i64 *intent, const i64 *start, const double *evening, const i64 *user_id, const i64 *session_id,
               const i64 *favourite, const double *weight, const double *bias, const i64 *language,
               const double *video, const i64 *bursting, const double *burst_probability, const double *examination,
-              const i64 *shown, i64 *out_user, i64 *out_item, i64 *out_time, i64 *out_session, double *out_relevance,
+              i64 num_tired, const double *tired, const i64 *shown, i64 *out_user, i64 *out_item, i64 *out_time, i64 *out_session, double *out_relevance,
               float *out_propensity, float *out_watch, i16 *out_position, i8 *out_label, i8 *out_liked,
               i8 *out_disliked, i8 *out_shared) {
     EACH(i, visits) {
@@ -146,11 +174,7 @@ ENTRY respond(i64 visits, const Constants *c, const u64 *key, const i64 *user, c
             double first = taste(c, (i64)v->topic, likes, shares);
             double second = taste(c, (i64)v->second_topic, likes, shares);
 
-            bool holds = c->day < v->replaced_day;
-            double p = c->explore_share / c->fresh_high;
-            if (holds) p += c->popularity_share * v->popularity + c->taste_share * first * v->topic_popularity;
-            if (number >= c->fresh_low && number < c->fresh_high) p += c->fresh_share / (c->fresh_high - c->fresh_low);
-            p += c->burst_share * burst(c, number, bursting, burst_probability);
+            double p = chance(c, v, number, first, bursting, burst_probability);
             double propensity = p / (1 - above);
             above += p;
 
@@ -164,6 +188,11 @@ ENTRY respond(i64 visits, const Constants *c, const u64 *key, const i64 *user, c
             interest += c->freshness_gain * exp(-age / c->freshness_days);
             interest += c->context_gain * evening[i] * v->length;
             interest += c->intent_gain * wanted;
+            if (num_tired) {
+                const double *lost = tired + user[i] * c->num_topics;
+                interest -= (1 - v->second_share) * lost[(i64)v->topic];
+                interest -= v->second_share * lost[(i64)v->second_topic];
+            }
 
             u64 own = extend(extend(key[i], c->response_stream), number);
             double enough = v->duration < c->long_view ? v->duration : c->long_view;
