@@ -153,6 +153,7 @@ class BayesLogistic(Ranker):
         return loss
 
     def design(self, batch: RowBatch) -> Design:
+        """The values of a batch as a matrix, a column a weight."""
         x_BV = self.numbers(batch).double()
         numbers_BV = torch.cat([x_BV, x_BV.new_ones(len(x_BV), 1)], 1) * self.squeeze_V
         if not self.lookups.fields:

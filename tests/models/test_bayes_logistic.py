@@ -141,7 +141,7 @@ def test_the_objective_never_rises(hard):
     model, batch = BayesLogistic(COLUMNS), rows(200)
     x, y, precision = matrix(batch), numbers(batch[LABEL]), np.full(42, 1e-3)
     mean = np.random.default_rng(0).normal(size=42) * (20 if hard else 0.1)
-    design, label_B = model._design(batch), batch[LABEL].double()
+    design, label_B = model.design(batch), batch[LABEL].double()
     start, q = torch.from_numpy(mean), torch.from_numpy(precision)
     path = [mean] + [posterior_mode(design, label_B, start, q, steps).numpy() for steps in range(1, 25)]
     values = np.array([objective(w, x, y, mean, precision) for w in path])
