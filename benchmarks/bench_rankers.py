@@ -13,6 +13,7 @@ left out, by name, where it is not; so is LightGBM where it is not installed.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -63,6 +64,7 @@ def measured(log: str, words: list[str], models: list[str], seeds: int) -> list[
             for seed in range(seeds):
                 run = recsys.train(*named, f"seed={seed}", f"hydra.run.dir={folder}/{model}_{seed}")
                 runs.append(run)
+                gc.collect()  # Lightning's cycles hold the rows of a finished run, gigabytes on world small
                 metrics = run.metrics
                 if peer is None and backend.installed("lightgbm"):
                     start = time.perf_counter()
