@@ -144,7 +144,8 @@ def fused(
         bit = torch.zeros_like(key).index_add_(0, group, bit)
     # By row, then by falling sum, then by id: two stable sorts.
     order = value.argsort(descending=True, stable=True)
-    order = order[(key[order] // num_items).argsort(stable=True)]
+    if num_rows > 1:
+        order = order[(key[order] // num_items).argsort(stable=True)]
     key, value, bit = key[order], value[order], bit[order]
     row = key // num_items
     count_B = torch.bincount(row, minlength=num_rows)

@@ -81,6 +81,10 @@ class Lookups(nn.Module):
         return found_BFD
 
     def _means(self, batch: dict[str, Tensor], chosen: Sequence[int]) -> Tensor:
+        assert self.table is not None
+        if not torch.is_grad_enabled() and all(f < self.num_single for f in chosen):
+            idx_BF, starts_F = self._indices(batch, chosen)
+            return F.embedding(idx_BF + starts_F, self.table)
         row_n, counts_BF = self._places(batch, chosen)
         means: Tensor = _Means.apply(self.table, row_n, counts_BF.view(-1), self.scratch_R)
         return means.view(*counts_BF.shape, self.embedding_dim)
@@ -94,7 +98,15 @@ class Lookups(nn.Module):
 
     def _places(self, batch: dict[str, Tensor], chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`places` of some of the fields, in their order."""
-        widths, starts_T, sizes_T = [self.widths[f] for f in chosen], self.starts_T, self.sizes_T
+        idx_BT, starts_T = self._indices(batch, chosen)
+        filled_BT = idx_BT != PADDING
+        filled_BT[:, : sum(f < self.num_single for f in chosen)] = True
+        counts_BF = torch.stack([part.sum(1) for part in filled_BT.split([self.widths[f] for f in chosen], 1)], 1)
+        return (idx_BT + starts_T)[filled_BT], counts_BF
+
+    def _indices(self, batch: dict[str, Tensor], chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The checked indices of some of the fields, int64 [B, T], and where their tables begin, [T]."""
+        starts_T, sizes_T = self.starts_T, self.sizes_T
         if len(chosen) < len(self.fields):
             starts_T, sizes_T = (
                 torch.cat([parts[f] for f in chosen])
@@ -102,10 +114,7 @@ class Lookups(nn.Module):
             )
         idx_BT = torch.cat([batch[self.fields[f]].reshape(-1, self.widths[f]) for f in chosen], 1)
         self._check(idx_BT, sizes_T, [self.fields[f] for f in chosen for _ in range(self.widths[f])])
-        filled_BT = idx_BT != PADDING
-        filled_BT[:, : sum(f < self.num_single for f in chosen)] = True
-        counts_BF = torch.stack([part.sum(1) for part in filled_BT.split(widths, 1)], 1)
-        return (idx_BT + starts_T)[filled_BT], counts_BF
+        return idx_BT, starts_T
 
     @staticmethod
     def _check(idx_BT: Tensor, sizes_T: Tensor, names: Sequence[str]) -> None:
