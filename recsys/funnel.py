@@ -281,7 +281,9 @@ class _Request:
         if funnel.exploration > 0:
             listed = self._or("rerank", listed, self._explored, listed[0], item_BN, order, inputs, retrieved_BN)
         item_BK, explored_BK, propensity_BK = listed
-        place_BK = (item_BN[:, None, :] == item_BK[:, :, None]).int().argmax(2) if funnel.exploration > 0 else place_BK
+        if funnel.exploration > 0:
+            sorted_BN, of_sorted_BN = item_BN.sort(dim=1)
+            place_BK = of_sorted_BN.gather(1, torch.searchsorted(sorted_BN, item_BK.contiguous()))
         answer = self._lists(
             item_BK, score_BN.gather(1, place_BK), bit_BN.gather(1, place_BK), retrieved_BN, item_BN[:, :k]
         )
