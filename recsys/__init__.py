@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys.comparison import agreement, compare
     from recsys.funnel import Funnel
+    from recsys.listing import runs
     from recsys.notebook import plot_curves, plot_metrics, train
     from recsys.predictions import evaluate
     from recsys.run import Run
     from recsys.run import Run as load
 
 __version__ = "0.1.0"
-__all__ = ["Funnel", "Run", "agreement", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "train"]
+__all__ = ["Funnel", "Run", "agreement", "compare", "evaluate", "load", "plot_curves", "plot_metrics", "runs", "train"]
 
 _HOMES = {
     "Funnel": ("recsys.funnel", "Funnel"),
@@ -35,6 +36,7 @@ _HOMES = {
     "load": ("recsys.run", "Run"),
     "plot_curves": ("recsys.notebook", "plot_curves"),
     "plot_metrics": ("recsys.notebook", "plot_metrics"),
+    "runs": ("recsys.listing", "runs"),
     "train": ("recsys.notebook", "train"),
 }
 

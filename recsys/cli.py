@@ -23,6 +23,8 @@ USAGE = """\
 recsys: a research lab for recommender systems
 
   recsys train [group=option] [key=value] [-m]   train and measure; `recsys train --help` lists the groups
+  recsys train -m sweep=optuna model=als,mf hydra.sweeper.n_trials=20 [hydra.sweep.dir=DIR]
+                                                 search for the best values by validation; the same DIR again: goes on
   recsys resume run=DIR                          go on with a run that was stopped
   recsys evaluate run=DIR [evaluation.k=[5,50]] [queries=next_in_session]
                                                  measure a finished run again; slices=[activity,item_popularity,COLUMN]

@@ -340,7 +340,9 @@ def _known_keys() -> set[str]:
     for group, options in _groups().items():
         keys.add(group)
         for option in options:
-            node = OmegaConf.load(config_dir() / group / f"{option}.yaml")
+            file = config_dir() / group / f"{option}.yaml"
+            node = OmegaConf.load(file)
             if isinstance(node, DictConfig):
-                keys |= {f"{group}.{key}" for key in _keys(node) if not key.startswith("defaults")}
+                prefix = "" if file.read_text(encoding="utf-8").startswith("# @package _global_") else f"{group}."
+                keys |= {prefix + key for key in _keys(node) if not key.startswith("defaults")}
     return {key for key in keys if "._" not in key}

@@ -21,6 +21,8 @@ from recsys.features.vocabulary import Vocabulary, id_keys
 from recsys.models.base import Ranker, Retriever, score
 from recsys.schema import NUM_RESERVED, UNKNOWN, Column, Interactions, Queries, Schema
 
+PRUNED = "pruned.json"  # in the directory of a run that a sweep stopped: why, after which epoch, and its values there
+
 
 class Run:
     """A run directory, read as it is asked for.
@@ -33,6 +35,7 @@ class Run:
         self.path = Path(path)
         if not (self.path / tracking.METRICS).exists():
             state = "holds an unfinished run" if (self.path / tracking.CONFIG).exists() else "holds no run"
+            state = "holds a run that was pruned" if (self.path / PRUNED).exists() else state
             raise ValueError(f"{self.path} {state}: {tracking.METRICS} is missing")
 
     def __repr__(self) -> str:

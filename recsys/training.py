@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,25 @@ import torch
 from omegaconf import DictConfig
 
 from recsys import atomic, backend, baselines, config, tasks, tracking
+from recsys.comparison import LESS_IS_BETTER
 from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
 from recsys.evaluation import slices
 from recsys.evaluation.estimates import RATIOS
 from recsys.fitting import fit
-from recsys.run import Run
-from recsys.watch import Watch
+from recsys.run import PRUNED, Run
+from recsys.watch import Pruned, Watch
 
 FRAME = "frame"  # in place of a reader's configuration: the fingerprint of the data frame that was given
 
 
-def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
+def train(
+    cfg: DictConfig,
+    run_dir: Path,
+    data: Any = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Run:
     """Train and measure the model of a configuration; the result stands in `run_dir`.
 
     A directory that holds an unfinished run of the same configuration is resumed.
@@ -40,10 +46,13 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         cfg: what `recsys.config.compose` returns.
         run_dir: where the run directory goes; it is made if it is not there.
         data: a Log, or a Polars or pandas DataFrame, in place of the configured data.
+        progress: progress(done, total, values) is called after every epoch with "val/ndcg@10" and the like; it stops
+            the run by raising `recsys.watch.Pruned`, and the directory then says so in pruned.json.
 
     Raises:
         ValueError: the configuration or the data do not fit, or `run_dir` holds a finished or another run.
         Interrupted: SIGINT; the run can be resumed.
+        Pruned: by `progress`.
     """
     _quiet_lightning()
     if data is not None:
@@ -84,13 +93,21 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
         patience=config.check_type(cfg.patience, int | None, "patience"),
         checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
         resume_from=checkpoint,
+        less_is_better=monitor in LESS_IS_BETTER,
+        progress=progress,
     )
     if batch_size != getattr(model, "batch_size", None):
         task.observe()  # the checkpoint's batch is smaller, because memory was short
-    with watch:
-        if not task.solve(watch.report):
-            trainer = config.partial(cfg.trainer)
-            fit(model, task.source, watch, trainer=trainer, observe=task.observe, device=device)
+    try:
+        with watch:
+            if not task.solve(watch.report):
+                trainer = config.partial(cfg.trainer)
+                fit(model, task.source, watch, trainer=trainer, observe=task.observe, device=device)
+    except Pruned as reason:
+        logger.finalize("aborted")
+        atomic.write_json(run_dir / PRUNED, {"reason": str(reason), "epoch": watch.epoch, **watch.latest})
+        watch.forget()
+        raise
     samples = watch.samples or watch.epochs_here * task.num_examples
     logger.finalize("success")
     model.to(device).eval()
@@ -127,6 +144,7 @@ def train(cfg: DictConfig, run_dir: Path, data: Any = None) -> Run:
     }
     atomic.write_json(run_dir / tracking.MANIFEST, manifest)
     atomic.write_json(run_dir / tracking.METRICS, metrics)
+    (run_dir / PRUNED).unlink(missing_ok=True)
     watch.forget()
     return Run(run_dir)
 

@@ -25,6 +25,10 @@ class Interrupted(Exception):
     """Training was asked to stop; what to resume from is on disk."""
 
 
+class Pruned(Exception):
+    """What was measured so far is too little for training to go on."""
+
+
 class _Converged(Exception):
     """The monitored metric has not improved for `patience` epochs."""
 
@@ -53,10 +57,15 @@ class Watch:
         patience: int | None,
         checkpoint_seconds: float,
         resume_from: Path | None,
+        less_is_better: bool = False,
+        progress: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> None:
+        """less_is_better: of `monitor`. progress: progress(done, total, values) is called after every epoch, and may
+        raise `Pruned`."""
         self.run_dir, self.model, self.logger = run_dir, model, logger
         self.validate, self.monitor, self.patience = validate, monitor, patience
         self.checkpoint_seconds = checkpoint_seconds
+        self.sign, self.progress = -1 if less_is_better else 1, progress
         self.epoch = self.chunk = self.epochs_here = self.samples = 0
         self.seconds = self.waited = 0.0
         self.latest: dict[str, float] = {}
@@ -103,6 +112,7 @@ class Watch:
 
         Raises:
             Interrupted: SIGINT came meanwhile; the checkpoint is written.
+            Pruned: what asked for the measurements stops training.
         """
         self._pause()
         self.epoch, self.chunk = done, 0
@@ -116,6 +126,8 @@ class Watch:
         text = "  ".join(f"{name} {measured[name]:.4f}" for name in shown)
         self._bar.update(self._task, completed=done, total=total, measured=text)
         stale = self._keep_best(measured)
+        if self.progress is not None:
+            self.progress(done, total, measured)
         self._save_or_stop(finished=done >= total)
         if stale:
             raise _Converged
@@ -184,7 +196,7 @@ class Watch:
         """Whether `patience` epochs have passed without a better value."""
         if self.patience is None or self.monitor not in measured:
             return False
-        if not self.best or measured[self.monitor] > self.best["measured"][self.monitor]:
+        if not self.best or self.sign * (measured[self.monitor] - self.best["measured"][self.monitor]) > 0:
             self.best = {"epoch": self.epoch, "measured": measured, "model": _on_cpu(self.model)}
         return self.epoch - self.best["epoch"] >= self.patience
 
