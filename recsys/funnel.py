@@ -137,6 +137,7 @@ class Funnel:
         self.audience = Audience(users, history, items, now=now, dtypes=ranker.store.dtypes if ranker else None)
         self.rules = Rules(rules, item_rows, self.audience.dtypes)
         self.popular = torch.arange(NUM_RESERVED, len(items)) if popular is None else popular
+        self.num_forbidden = int((~self.rules.allowed_I[self.popular]).sum())
         self.num_candidates, self.users_at_once, self.seed = num_candidates, users_at_once, seed
         self.pool, self.diversity, self.exploration = pool, diversity, exploration
         self.category_IG, self.most_G = _codes(item_rows, list(caps or {})), torch.tensor([*(caps or {}).values()])
@@ -262,7 +263,9 @@ class _Request:
         except Exception as error:  # of no stage in particular: what is popular needs next to nothing
             self._failed("funnel", error)
             item_BK = self.funnel.popular[: self.k].expand(len(self.asked), -1)
-            return self._lists(item_BK, torch.zeros(item_BK.shape), torch.zeros_like(item_BK), item_BK, item_BK)
+            nothing_BK = torch.zeros_like(item_BK)
+            certain = nothing_BK.bool(), torch.ones(item_BK.shape)
+            return self._lists(item_BK, nothing_BK.float(), nothing_BK, *certain, item_BK, item_BK)
 
     def _staged(self) -> Answer:
         funnel, k = self.funnel, self.k
@@ -277,18 +280,15 @@ class _Request:
         place_BK = torch.arange(min(k, item_BN.shape[1])).expand(len(item_BN), -1)
         if funnel.diversity > 0 or len(funnel.most_G):
             place_BK = self._or("rerank", place_BK, self._diversified, item_BN, score_BN)
-        listed = item_BN.gather(1, place_BK), torch.zeros(place_BK.shape, dtype=torch.bool), torch.ones(place_BK.shape)
+        item_BK = item_BN.gather(1, place_BK)
+        certain = torch.zeros(item_BK.shape, dtype=torch.bool), torch.ones(item_BK.shape)
         if funnel.exploration > 0:
-            listed = self._or("rerank", listed, self._explored, listed[0], item_BN, order, inputs, retrieved_BN)
-        item_BK, explored_BK, propensity_BK = listed
-        if funnel.exploration > 0:
+            work = self._explored, item_BK, item_BN, order, inputs, retrieved_BN
+            item_BK, *certain = self._or("rerank", (item_BK, *certain), *work)
             sorted_BN, of_sorted_BN = item_BN.sort(dim=1)
             place_BK = of_sorted_BN.gather(1, torch.searchsorted(sorted_BN, item_BK.contiguous()))
-        answer = self._lists(
-            item_BK, score_BN.gather(1, place_BK), bit_BN.gather(1, place_BK), retrieved_BN, item_BN[:, :k]
-        )
-        answer.explored, answer.propensity = explored_BK, propensity_BK
-        return answer
+        score_BK, bit_BK = score_BN.gather(1, place_BK), bit_BN.gather(1, place_BK)
+        return self._lists(item_BK, score_BK, bit_BK, *certain, retrieved_BN, item_BN[:, :k])
 
     def _retrieved(self) -> tuple[Tensor, Tensor, Tensor]:
         """`fused` of all sources, without what breaks a rule, filled up with what is popular."""
@@ -304,7 +304,9 @@ class _Request:
         item_BN, value_BN, bit_BN = funnel.rules.met(asked.rows, found[0]), *found[1:]
         missing_B1 = self.k - (item_BN != PADDING).sum(1, keepdim=True)
         if bool((missing_B1 > 0).any()):
-            more = funnel.popular.expand(len(asked), -1)
+            # So many may fall out: what is a candidate already, was seen, or breaks a rule about items alone.
+            enough = None if funnel.rules.about_both else self.k + num_seen + item_BN.shape[1] + funnel.num_forbidden
+            more = funnel.popular[:enough].expand(len(asked), -1)
             more_BN = fused({POPULAR: more}, more.shape[1], asked.history, funnel.rules.allowed_I)[0]
             more_BN = funnel.rules.met(asked.rows, more_BN)
             row_B1 = torch.arange(len(asked))[:, None] * len(funnel.items)
@@ -339,11 +341,15 @@ class _Request:
             drawn_BN = funnel.ranker.drawn(inputs, retrieved_BN, seed_B).gather(1, order)
         return explored(item_BK, item_BN, funnel.exploration, self.asked.key, funnel.seed, drawn_BN)
 
-    def _lists(self, item_BK: Tensor, score_BK: Tensor, bit_BK: Tensor, retrieved: Tensor, ranked: Tensor) -> Answer:
+    def _lists(
+        self, item_BK: Tensor, score_BK: Tensor, bit_BK: Tensor, explored_BK: Tensor, propensity_BK: Tensor,
+        retrieved: Tensor, ranked: Tensor,
+    ) -> Answer:  # fmt: skip
+        names = [name or POPULAR for name in names_of(bit_BK.flatten(), list(self.funnel.sources))]
+        reasons = "; ".join(dict.fromkeys(self.reasons)) or None
         return Answer(
-            self.asked.user_id, item_BK, score_BK, torch.zeros(item_BK.shape, dtype=torch.bool),
-            torch.ones(item_BK.shape), [n or POPULAR for n in names_of(bit_BK.flatten(), list(self.funnel.sources))],
-            retrieved, ranked, self.milliseconds, "; ".join(dict.fromkeys(self.reasons)) or None,
+            self.asked.user_id, item_BK, score_BK, explored_BK, propensity_BK, names, retrieved, ranked,
+            self.milliseconds, reasons,
         )  # fmt: skip
 
     # --- what may go wrong ---

@@ -52,6 +52,11 @@ class Rules:
         self._items = item_rows.select(name for name in item_rows.columns if name in used)
         self._requests = sorted(used - set(item_rows.columns))
 
+    @property
+    def about_both(self) -> bool:
+        """Whether some rule is about item and request."""
+        return self._both is not None
+
     def met(self, requests: pl.DataFrame, item_BN: Tensor) -> Tensor:
         """item_idx of candidates [B, N], `PADDING` in the place of those that break a rule about both."""
         if self._both is None:

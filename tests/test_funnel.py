@@ -365,3 +365,15 @@ def test_runs_of_the_wrong_kind_are_named(runs):
         Funnel.of_runs({"als": made["als"]}, made["ease"], data.log)
     with pytest.raises(ValueError, match="needs the run of at least one retriever"):
         Funnel.of_runs({}, None, data.log)
+
+
+def test_what_fills_up_is_as_from_the_whole_list_of_the_popular():
+    """However much of it was seen, is forbidden or stands there already."""
+    settings = {"rules": ["duration > 100"], "num_candidates": 5, "ranker": None}
+    few = funnel({"few": everybody(RISING[20:24])}, **settings)
+    for user in range(NUM_USERS):
+        found = few.recommend([user], 15)["item_id"].to_list()
+        liked = set((LIKED.rows(user + 2, user + 3).item_idx + 998).tolist())
+        allowed = [item for item in range(1011, 1060) if item not in liked]
+        first = [item for item in range(1020, 1024) if item not in liked]
+        assert found == (first + [item for item in allowed if item not in first])[:15]
