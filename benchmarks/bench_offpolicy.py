@@ -81,7 +81,7 @@ def clicks_before(world: World, day: int, num_users: int) -> tuple[np.ndarray, n
         for name, count in counts.items():  # one block a day: `row` counts users from 0
             count.index_add_(0, rows[name], pair)
     rate = float(counts["row"][:, 0].sum() / counts["row"][:, 1].sum())
-    return tuple(((c[:, 0] + 2) / (c[:, 1] + 2 / rate)).log().numpy() for c in counts.values())  # type: ignore[return-value]
+    return tuple(((c[:, 0] + 2) / (c[:, 1] + 2 / rate)).log().numpy() for c in counts.values())
 
 
 def setting(world: World, day: int, num_users: int) -> Setting:

@@ -40,8 +40,7 @@ def answer_key(
     if world is None:
         return {}
     device = model.device
-    reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
-    item_ids = torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))]).to(device)
+    item_ids = raw_item_ids(data).to(device)
     metrics: dict[str, float] = {}
     if cut is not None:
         found = evaluate(score=LogOracle(world, item_ids, cut).score, queries=data.test, num_replicates=0)
@@ -62,6 +61,12 @@ def answer_key(
             metrics[f"{prefix}/clicks@{n}"] = clicks
             metrics[f"{prefix}/watch_seconds@{n}"] = seconds
     return metrics
+
+
+def raw_item_ids(data: RecDataModule) -> Tensor:
+    """The id of each item_idx of a world's log, int64 [I]; 0 for the reserved ones."""
+    reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
+    return torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))])
 
 
 def bayes(data: RecDataModule) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.evaluation.significance import key_streams, mix64
+from recsys.features.sampling import uniform_of
 from recsys.schema import PADDING
 
 
@@ -121,7 +122,7 @@ def explored(
         raise ValueError(f"exploration must be a share in [0, 1], got {share}")
     stream_B = key_streams(seed, key_B)
     place_K = torch.arange(item_BK.shape[1])
-    uniform_BK = _uniform(stream_B[:, None] + 1 + place_K)
+    uniform_BK = uniform_of(mix64(stream_B[:, None] + 1 + place_K))
     row_B1 = torch.arange(len(pool_BN))[:, None] * (1 + int(pool_BN.max()) if pool_BN.numel() else 1)
     free_BN = (pool_BN != PADDING) & ~torch.isin(row_B1 + pool_BN, row_B1 + item_BK)
     num_free_B1 = free_BN.sum(1, keepdim=True)
@@ -131,14 +132,9 @@ def explored(
     chance_BK = torch.full(item_BK.shape, 1.0 - share).masked_fill(num_free_B1 <= turn_BK + ~explores_BK, 1.0)
     if not bool(explores_BK.any()):
         return item_BK, explores_BK, chance_BK
-    priority_BN = _uniform(mix64(stream_B)[:, None] + pool_BN) if order_BN is None else order_BN.double()
+    priority_BN = uniform_of(mix64(mix64(stream_B)[:, None] + pool_BN)) if order_BN is None else order_BN.double()
     drawn_BN = pool_BN.gather(1, priority_BN.masked_fill(~free_BN, -torch.inf).argsort(dim=1, descending=True))
     taken_BK = drawn_BN.gather(1, turn_BK.clamp(0, pool_BN.shape[1] - 1))
     left_BK = (num_free_B1 - turn_BK).clamp(min=1)
     of_drawn_BK = share / left_BK if order_BN is None else torch.full_like(chance_BK, torch.nan)
     return torch.where(explores_BK, taken_BK, item_BK), explores_BK, torch.where(explores_BK, of_drawn_BK, chance_BK)
-
-
-def _uniform(key: Tensor) -> Tensor:
-    """Float64 in [0, 1) of int64 keys."""
-    return ((mix64(key) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

@@ -98,9 +98,7 @@ class NegativeSampling:
         return rows.filter(stays)
 
     def _stays(self, rows: pl.DataFrame) -> pl.Series:
-        hashes = cross([_hashable(rows[name]) for name in self.by], self.seed)
-        # The upper 53 bits as a double in [0, 1), without rounding.
-        uniform = (hashes >> 11 & 2**53 - 1).double() * 2.0**-53
+        uniform = uniform_of(cross([_hashable(rows[name]) for name in self.by], self.seed))
         return pl.Series((_positive(rows[self.label], f"column {self.label!r}") | (uniform < self.rate)).numpy())
 
     def correct(self, probabilities: Tensor) -> Tensor:
@@ -199,6 +197,11 @@ def smote(
     synthetic = torch.from_numpy(resampled[len(positive) :]).to(features_BF)
     ones = labels_B.new_ones(len(synthetic))
     return torch.cat([features_BF, synthetic]), torch.cat([labels_B, ones])
+
+
+def uniform_of(hashes: Tensor) -> Tensor:
+    """The upper 53 bits of int64 hashes as float64 in [0, 1), without rounding."""
+    return (hashes >> 11 & 2**53 - 1).double() * 2.0**-53
 
 
 def _positive(labels: Tensor | pl.Series, name: str) -> Tensor:

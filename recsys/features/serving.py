@@ -45,7 +45,6 @@ class FeatureStore:
         self._items = items.select(name for name in items.columns if name in mixed)
         self._shared = tuple(name for name in self.request_columns if name in mixed)
         self._made: Rows = pipeline.only(alone).transform(items) if alone else {}
-        self.num_items = items.height
 
     def of_requests(self, requests: pl.DataFrame) -> Rows:
         """What reads the request alone, tensors by name [R, ...].

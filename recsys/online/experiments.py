@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -23,7 +23,7 @@ from recsys.world.constants import World
 
 
 def experiment(
-    world: World, policies: Mapping[str, Policy], groups: Tensor, *, users: Tensor | None = None, **options: object
+    world: World, policies: Mapping[str, Policy], groups: Tensor, *, users: Tensor | None = None, **options: Any
 ) -> Outcome:
     """Several policies at once, each serving its own users and learning from them alone.
 
@@ -46,7 +46,7 @@ def experiment(
     found, places = [], []
     for group, policy in enumerate(policies.values()):
         places.append((groups == group).nonzero()[:, 0].cpu())
-        found.append(simulate(world, policy, users=numbers_U[places[-1]], **options))  # type: ignore[arg-type]
+        found.append(simulate(world, policy, users=numbers_U[places[-1]], **options))
 
     def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         named = zip(frames, policies, strict=True)
@@ -87,7 +87,7 @@ def true_effect(
     *,
     per: str | None = None,
     noise_seeds: Sequence[int] = range(1, 5),
-    **options: object,
+    **options: Any,
 ) -> TrueEffect:
     """What changing the policy for everybody does to a metric, by living the same months twice.
 
@@ -113,7 +113,7 @@ def true_effect(
     for seed in noise_seeds:
         for arm, policy in enumerate((control, treatment)):
             own = copy.deepcopy(policy) if update_of(policy) is not None else policy
-            lived = simulate(world, own, noise_seed=seed, **options).users  # type: ignore[arg-type]
+            lived = simulate(world, own, noise_seed=seed, **options).users
             above[arm].append(_column(lived, metric))
             below[arm].append(torch.ones_like(above[arm][-1]) if per is None else _column(lived, per))
     user_id = lived["user_id"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from recsys.online.slates import STREAM, Policy, Rows, Slates, Visits, padded, update_of
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
 from recsys.world import noise
+from recsys.world.population import DAY_US
 
-DAY_US = 86_400_000_000
 EXPLORES, ITEM = range(2)  # streams of EpsilonGreedy
 
 

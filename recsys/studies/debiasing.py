@@ -19,6 +19,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from recsys.answer_key import raw_item_ids
 from recsys.data.datamodule import RecDataModule
 from recsys.evaluation.estimates import ratio
 from recsys.evaluation.ranking import rank
@@ -127,9 +128,7 @@ def _truth(
     world = data.log.world
     if world is None:
         return {}
-    reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
-    item_ids = torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))])
-    relevance = RelevanceScorer(world, item_ids, data.split.test_cut)
+    relevance = RelevanceScorer(world, raw_item_ids(data), data.split.test_cut)
     places_Q = torch.bincount(torch.from_numpy(rows["query"].to_numpy().copy()), minlength=len(queries)).double()
     all_Q, held_QK = torch.zeros(len(queries), dtype=torch.float64), torch.zeros(lists_QK.shape, dtype=torch.float64)
     low = 0

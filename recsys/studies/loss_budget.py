@@ -23,6 +23,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from recsys.answer_key import raw_item_ids
 from recsys.data.datamodule import RecDataModule
 from recsys.evaluation.ranking import rank
 from recsys.funnel import Funnel
@@ -96,8 +97,10 @@ def study(
     if world is not None:
         began = time.perf_counter()
         lists_UK = _best(world, data, queries, k)
-        by_user[BEST] = _worth(data, queries, lists_UK)[1]
-        rows.append(_row(BEST, None, data, queries, lists_UK, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        worth = _worth(data, queries, lists_UK)
+        by_user[BEST] = worth[1]
+        rows.append(_row(BEST, None, worth, seconds))
     for name, num, settings, above in stages:
         page = Funnel.of_runs(retrievers, ranker, data.log, **(plain | settings))
         if name == WHOLE:
@@ -109,8 +112,8 @@ def study(
             raise ValueError(f"{name}: {next(iter(page.failures))}; {answers[0].degraded}")
         width = max(answer.item_idx.shape[1] for answer in answers)
         lists_UK = torch.cat([torch.nn.functional.pad(a.item_idx, (0, width - a.item_idx.shape[1])) for a in answers])
-        row = _row(name, num, data, queries, lists_UK, seconds)
-        worth_U = _worth(data, queries, lists_UK)[1 if world is not None else 0]
+        worth = _worth(data, queries, lists_UK)
+        row, worth_U = _row(name, num, worth, seconds), worth[0 if world is None else 1]
         if above in by_user:
             lost_U = by_user[above] - worth_U
             mean, half = float(lost_U.mean()), Z * float(lost_U.std()) / math.sqrt(len(lost_U))
@@ -128,16 +131,13 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def _row(
-    stage: str, num: int | None, data: RecDataModule, queries: Queries, lists_UK: Tensor, seconds: float
-) -> dict[str, Any]:
-    recall_U, clicks_U, watch_U = _worth(data, queries, lists_UK)
-    is_world = data.log.world is not None
+def _row(stage: str, num: int | None, worth: tuple[Tensor, Tensor, Tensor], seconds: float) -> dict[str, Any]:
+    recall_U, clicks_U, watch_U = worth
     return {
         "stage": stage, "candidates": num, "recall": float(recall_U.mean()),
-        "clicks": float(clicks_U.mean()) if is_world else None,
-        "watch_seconds": float(watch_U.mean()) if is_world else None, "kept": None, "lost": None, "low": None,
-        "high": None, "milliseconds": 1e3 * seconds / len(queries),
+        "clicks": float(clicks_U.mean()) if len(clicks_U) else None,
+        "watch_seconds": float(watch_U.mean()) if len(watch_U) else None, "kept": None, "lost": None, "low": None,
+        "high": None, "milliseconds": 1e3 * seconds / len(recall_U),
     }  # fmt: skip
 
 
@@ -164,16 +164,10 @@ def _worth(data: RecDataModule, queries: Queries, lists_UK: Tensor) -> tuple[Ten
     if world is None:
         return recall_U.double(), torch.zeros(0), torch.zeros(0)
     held = min(lists_UK.shape[1], world.max_depth)
-    clicks_U, watch_U = utility(world, queries.user_key, _ids(data)[lists_UK[:, :held]], data.split.test_cut)
+    clicks_U, watch_U = utility(world, queries.user_key, raw_item_ids(data)[lists_UK[:, :held]], data.split.test_cut)
     return recall_U.double(), clicks_U.double(), watch_U.double()
 
 
 def _best(world: World, data: RecDataModule, queries: Queries, k: int) -> Tensor:
     """Lists by true relevance, of what may be recommended."""
-    return rank(RelevanceScorer(world, _ids(data), data.split.test_cut).score, queries, k).clamp(min=PADDING)
-
-
-def _ids(data: RecDataModule) -> Tensor:
-    """The raw id of each item_idx."""
-    reserved = torch.zeros(NUM_RESERVED, dtype=torch.int64)
-    return torch.cat([reserved, torch.from_numpy(data.items.ids.to_numpy(writable=True))])
+    return rank(RelevanceScorer(world, raw_item_ids(data), data.split.test_cut).score, queries, k).clamp(min=PADDING)

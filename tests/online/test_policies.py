@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy import stats
 
-from recsys import config
 from recsys.index import ItemIndex
 from recsys.models.als import ALS
 from recsys.models.bayes_logistic import BayesLogistic
@@ -24,11 +23,6 @@ from recsys.schema import Column, Interactions, Schema
 from recsys.world import World, logs, population
 
 DAY_US = 86_400_000_000
-
-
-@pytest.fixture(scope="module")
-def tiny() -> World:
-    return config.build(config.compose("data=world", "world=tiny").world)
 
 
 def visits(count: int, k: int, users: int = 7, seed: int = 0) -> Visits:

@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 import torch
 
-from recsys.config import build, compose
 from recsys.online.offpolicy import evaluate_policy
 from recsys.online.propensities import above, draw_probability, exposures, first_rows, next_expectation, next_propensity
 from recsys.world import World, logs
@@ -18,11 +17,6 @@ from recsys.world.oracle import attention
 from recsys.world.population import user_ids, users, video_ids
 
 OTHER = {"popularity_share": 0.80, "taste_share": 0.08}
-
-
-@pytest.fixture(scope="module")
-def tiny() -> World:
-    return build(compose("data=world", "world=tiny").world)
 
 
 @pytest.fixture(scope="module")

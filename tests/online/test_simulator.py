@@ -9,7 +9,6 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from recsys import config
 from recsys.online.experiments import experiment, true_effect
 from recsys.online.policies import EpsilonGreedy, Popularity
 from recsys.online.reactions import PRIOR, SATIATED, Feelings, Reactions, expectation
@@ -19,11 +18,6 @@ from recsys.world import World, logs, oracle, population
 from recsys.world.behaviour import sessions
 
 DAY_US = 86_400_000_000
-
-
-@pytest.fixture(scope="module")
-def tiny() -> World:
-    return config.build(config.compose("data=world", "world=tiny").world)
 
 
 @pytest.fixture(scope="module")
