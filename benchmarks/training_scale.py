@@ -83,8 +83,8 @@ def positives(world: Any, rows: int, counts: dict[str, int], device: torch.devic
 
     kept: list[tuple[Tensor, Tensor]] = []
     months = (replace(world, noise_seed=month) for month in itertools.count(world.noise_seed))
-    blocks = ((month, block) for month in months for block in logs.blocks(month))
-    for count, user, item in in_order(made, blocks):
+    blocks = ((month, block) for month in months for block in logs.blocks(month, device=device))
+    for count, user, item in in_order(made, blocks, 2 if device.type == "cuda" else None):
         counts["rows"] += count
         counts["positives"] += len(user)
         kept.append((user, item))

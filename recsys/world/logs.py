@@ -51,6 +51,7 @@ from recsys.world.population import (
 )
 
 USERS_AT_ONCE = 4096  # some 80,000 rows a day, in cache
+USERS_AT_ONCE_ON_A_GPU = 2**18  # some 5 million rows a day: launches cost as much as few users do
 
 # What visit.cu knows as Constants and as Video.
 WHOLE = (
@@ -249,12 +250,15 @@ def frame(rows: Columns) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def blocks(world: World, days: range | None = None, numbers: range | None = None) -> Iterator[tuple[int, range]]:
-    """Days and runs of users by number (all by default), in the order of the log."""
+def blocks(
+    world: World, days: range | None = None, numbers: range | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[int, range]]:
+    """Days and runs of users by number (all by default), in the order of the log, of a size that suits the device."""
     numbers = range(world.num_users) if numbers is None else numbers
+    size = USERS_AT_ONCE if torch.device(device).type == "cpu" else USERS_AT_ONCE_ON_A_GPU
     for day in range(world.num_days) if days is None else days:
-        for low in range(numbers.start, numbers.stop, USERS_AT_ONCE):
-            yield day, range(low, min(low + USERS_AT_ONCE, numbers.stop))
+        for low in range(numbers.start, numbers.stop, size):
+            yield day, range(low, min(low + size, numbers.stop))
 
 
 def of_block(world: World, day: int, numbers: range, device: torch.device | str = "cpu") -> Columns:
@@ -277,24 +281,37 @@ def stream(
 
     Yields: the columns of `impressions`.
     """
-    return in_order(lambda block: of_block(world, *block, device), blocks(world, days, numbers), workers)
+    whole = blocks(world, days, numbers, device)
+    return in_order(lambda block: of_block(world, *block, device), whole, _workers(workers, device))
 
 
 def log(
-    world: World, days: range | None = None, numbers: range | None = None, workers: int | None = None
+    world: World,
+    days: range | None = None,
+    numbers: range | None = None,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> pl.DataFrame:
     """The log of the given days and users (all by default) in the order of (day, user, start of visit, position).
 
-    workers: as in `in_order`. The rows do not depend on it.
+    Args:
+        workers: as in `in_order`. The rows do not depend on it.
+        device: where they are made.
     """
-    whole = blocks(world, days, numbers)
-    return pl.concat(in_order(lambda block: frame(of_block(world, *block)), whole, workers))
+    whole = blocks(world, days, numbers, device)
+    made = in_order(lambda block: frame(of_block(world, *block, device)), whole, _workers(workers, device))
+    return pl.concat(made)
 
 
-def positives(world: World, workers: int | None = None) -> pl.DataFrame:
+def positives(world: World, workers: int | None = None, device: torch.device | str = "cpu") -> pl.DataFrame:
     """The rows of the log with label 1, in its order; the others are never held."""
     found = []
-    for rows in stream(world, workers=workers):
+    for rows in stream(world, device=device, workers=workers):
         hits = (rows["label"] == 1).nonzero()[:, 0]
         found.append(frame({name: rows[name][hits] for name in COLUMNS}))
     return pl.concat(found)
+
+
+def _workers(workers: int | None, device: torch.device | str) -> int | None:
+    """A GPU is kept busy by two threads; blocks that more of them hold would take its memory."""
+    return 2 if workers is None and torch.device(device).type != "cpu" else workers

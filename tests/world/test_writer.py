@@ -175,6 +175,24 @@ def test_a_stream_gives_the_rows_of_the_log(micro: World) -> None:
     assert log.counts["positives"] == clicks.height
     with pytest.raises(DataError, match=r"too many to hold: use data.stream=true"):
         readers.world(replace(micro, num_users=10_000_000))
+    with pytest.raises(DataError, match=r"data.device=gpu: expected cpu or cuda"):
+        readers.world(micro, device="gpu")
+
+
+def test_blocks_of_a_gpu_are_larger_and_cover_the_same(micro: World) -> None:
+    large = replace(micro, num_users=600_000)
+    for device, most in (("cpu", 4096), ("cuda", 2**18)):
+        cut = list(logs.blocks(large, range(2), device=device))
+        assert max(len(numbers) for _, numbers in cut) == most
+        assert [day for day, _ in cut] == sorted(day for day, _ in cut)
+        for day in range(2):
+            assert [n for at, numbers in cut if at == day for n in numbers] == list(range(600_000))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_named(micro: World) -> None:
+    with pytest.raises(DataError, match=r"data.device=cuda: torch sees no GPU, use data.device=cpu"):
+        readers.world(micro, device="cuda")
 
 
 def test_expected_rows(tiny: World, log: pl.DataFrame) -> None:
