@@ -45,7 +45,7 @@ def test_the_features_in_the_model_are_those_of_the_tables(run: Run) -> None:
     )  # fmt: skip
     item_idx = data.items.encode(rows[ITEM_ID])
     place = [c.name for c in model.items.features.columns].index("topic")
-    kept = getattr(model.items.features, f"values_{place}")[item_idx]
+    kept = getattr(model.items.features, f"values_{place}").cpu()[item_idx]
     expected = run.pipeline.features["topic"].transform(rows, "cpu")[""]
     known = item_idx >= NUM_RESERVED
     assert torch.equal(kept[known], expected[known])
@@ -56,7 +56,7 @@ def test_items_are_as_old_as_the_cut_says(run: Run) -> None:
     assert data.split.test_cut is not None
     assert int(model.now) == int(data.split.test_cut.timestamp() * 1_000_000)
     assert data.came is not None
-    assert torch.equal(model.came_I, data.came)
+    assert torch.equal(model.came_I.cpu(), data.came)
     assert bool((data.came[NUM_RESERVED:] >= 0).all())
 
 

@@ -63,7 +63,7 @@ class Lookups(nn.Module):
             self.register_buffer(name, values_T, persistent=False)
         self.register_buffer("scratch_R", torch.zeros(sum(rows.values()), dtype=torch.int64), persistent=False)
         self.embedding_dim = embedding_dim
-        self.table = nn.Parameter(init_std * torch.randn(sum(rows.values()), embedding_dim)) if rows else None
+        self.table = nn.Parameter(torch.randn(sum(rows.values()), embedding_dim).mul_(init_std)) if rows else None
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         size = num_rows(batch)

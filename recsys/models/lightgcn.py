@@ -132,8 +132,8 @@ class LightGCN(Retriever):
         self.batch_size, self.max_epochs = batch_size, max_epochs
         self.interactions: Interactions | None = None
         self._graph: Graph | None = None
-        self.user_table = torch.nn.Parameter(init_std * torch.randn(schema.num_users, embedding_dim))
-        self.item_table = torch.nn.Parameter(init_std * torch.randn(schema.num_items, embedding_dim))
+        self.user_table = torch.nn.Parameter(torch.randn(schema.num_users, embedding_dim).mul_(init_std))
+        self.item_table = torch.nn.Parameter(torch.randn(schema.num_items, embedding_dim).mul_(init_std))
         with torch.no_grad():
             for table in (self.user_table, self.item_table):
                 table[:NUM_RESERVED] = 0

@@ -94,8 +94,9 @@ class MatrixFactorization(Retriever):
         self.pairwise_steps: Any = None
         self.compilable = ("_softmax",) if loss == "softmax" else ()
         width = embedding_dim + 2 * biases
-        self.user_table = torch.nn.Parameter(init_std * torch.randn(schema.num_users, width))
-        self.item_table = torch.nn.Parameter(init_std * torch.randn(schema.num_items, width))
+        # Scaled in place: a table may take most of the memory.
+        self.user_table = torch.nn.Parameter(torch.randn(schema.num_users, width).mul_(init_std))
+        self.item_table = torch.nn.Parameter(torch.randn(schema.num_items, width).mul_(init_std))
         # With biases a user's row is [vector, own bias, 1] and an item's is [vector, 1, own bias]: their inner
         # product is the score, and the ones get no gradient.
         self.user_one, self.item_one = embedding_dim + 1, embedding_dim

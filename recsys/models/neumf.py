@@ -69,8 +69,8 @@ class NeuMF(Retriever):
         self.factors, self.num_negatives = factors, num_negatives
         self.lr, self.batch_size, self.max_epochs = lr, batch_size, max_epochs
         half = layers[0] // 2
-        self.user_table = nn.Parameter(init_std * torch.randn(schema.num_users, factors + half))
-        self.item_table = nn.Parameter(init_std * torch.randn(schema.num_items, factors + half))
+        self.user_table = nn.Parameter(torch.randn(schema.num_users, factors + half).mul_(init_std))
+        self.item_table = nn.Parameter(torch.randn(schema.num_items, factors + half).mul_(init_std))
         self.user_hidden = nn.Linear(half, layers[1])
         self.item_hidden = nn.Linear(half, layers[1], bias=False)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(layers[1:]))

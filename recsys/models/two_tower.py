@@ -258,13 +258,14 @@ class TwoTower(Retriever):
 
     @torch.no_grad()
     def encode_new_items(self, rows: RowBatch) -> Tensor:
-        """[N, W] of items that are not in the catalogue, by features alone. rows: item features by column.
+        """[N, W] of items that are not in the catalogue, by features alone. rows: features by column, on any device.
 
         Raises:
             ValueError: the model has no features of items.
         """
         if (fields := self.items.features.fields) is None:
             raise ValueError("this model was trained without features of items: give features=… to train")
+        rows = {name: values.to(self.device) for name, values in rows.items()}
         y_NW = self._finished(self.items.deepen(fields(rows).sum(1)))
         return self._older(y_NW, self.age_bias[1].expand(len(y_NW))) if self.age else y_NW
 
@@ -516,7 +517,7 @@ class Tower(nn.Module):
         self, num_rows: int, columns: Sequence[Column], width: int, hidden: Sequence[int], init_std: float, ids: bool
     ) -> None:
         super().__init__()
-        self.ids = nn.Parameter(init_std * torch.randn(num_rows, width)) if ids else None
+        self.ids = nn.Parameter(torch.randn(num_rows, width).mul_(init_std)) if ids else None
         self.features = RowFeatures(num_rows, columns, width)
         self.deep = nn.Sequential(Dense(width, hidden), nn.Linear(hidden[-1], width)) if hidden else None
 
