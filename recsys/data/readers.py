@@ -299,8 +299,8 @@ def world(world: World, *, stream: bool = False, device: str = "cpu") -> Log:
     Args:
         stream: keep the positives alone; the other impressions are generated, counted and forgotten block by block,
             which takes some fifty times less memory on the homepage.
-        device: where rows are made: cpu, where they are the same bits on every machine; cuda, hundreds of times as
-            fast, where a row in many thousands differs, because a logarithm there ends in another bit.
+        device: where rows are made: cpu or cuda, hundreds of times as fast. Both have given the same log to the bit
+            (benchmarks/bench_gpu.py compares them); no other GPU or library of logarithms is bound to.
 
     Raises:
         DataError: a log too long to be held, or no such device.
