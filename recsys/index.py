@@ -430,12 +430,14 @@ class ItemIndex:
         try:
             if not index.is_trained and self._gpus:
                 self._resources = faiss.StandardGpuResources()
-                trained = faiss.index_cpu_to_gpu(self._resources, self._gpus[0], index, self._gpu_options(faiss))
-                trained.train(self._sample())
-                index = faiss.index_gpu_to_cpu(trained)
-            elif not index.is_trained:
-                index.train(self._sample())
-            index.add(self._vectors_PD.numpy())
+                there = faiss.index_cpu_to_gpu(self._resources, self._gpus[0], index, self._gpu_options(faiss))
+                there.train(self._sample())
+                there.add(self._vectors_PD.numpy())  # on a CPU finding the lists of millions takes minutes
+                index = faiss.index_gpu_to_cpu(there)
+            else:
+                if not index.is_trained:
+                    index.train(self._sample())
+                index.add(self._vectors_PD.numpy())
         except RuntimeError as error:
             given = f"{len(self._vectors_PD)} vectors of {self.dim} dimensions"
             raise ValueError(f"factory={self.factory}: faiss cannot build it of {given} ({reason(error)})") from None
