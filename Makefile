@@ -1,13 +1,17 @@
 # make demo    .venv, install, train on the built-in world, print the table
 # make test    .venv, install, lint, types, layers, tests
-# make bench   the benchmark scripts, results under benchmarks/results/
+# make bench   every benchmark, small (SIZE=full: as published, for hours), into runs/bench (OUT=…), with a page of them
+# make results the pages that are made from benchmarks/results/*.json: its README.md, docs/results.md, README's table
+# make notebooks run the notebooks and keep their outputs, charts as pictures (PAGES="01_quickstart …": only these)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SIZE ?= small
+OUT ?= runs/bench
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench results notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/recsys train data=world world=tiny model=als
@@ -22,7 +26,13 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run_all.py --size $(SIZE) --out $(OUT)
+
+results: $(STAMP)
+	$(BIN)/python benchmarks/page.py
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/render.py $(PAGES)
 
 # The constraints pin torch to one release, so that pip takes a CPU build where one is at hand.
 $(VENV)/bin/python:

@@ -1,6 +1,6 @@
 """How right an experiment is: A/A tests, planned power, coverage and peeking on users like the world's.
 
-    python benchmarks/bench_abtest.py [--tests 20000] [--users 4000] [--power-tests 5000] [--out FILE]
+    python benchmarks/bench_abtest.py [--tests 20000] [--users 4000] [--power-tests 5000] [--size small] [--out FILE]
 
 Visits are Poisson about a log-normal activity, impressions a geometric number each, clicks binomial about a user's own
 rate, which is lower the more active they are, watch seconds gamma about a user's own patience; before the experiment
@@ -21,18 +21,15 @@ The last line is one JSON object. Shapes: B tests at a time, U users of a group.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from recsys import atomic, tracking
+from recsys import benching
 from recsys.online import effects
 from recsys.online.effects import Effect, Floats
 from recsys.online.measures import Measure, columns_of, places
@@ -182,10 +179,10 @@ def main() -> None:
     parser.add_argument("--power-tests", type=int, default=5_000)
     parser.add_argument("--pilot", type=int, default=200_000)
     parser.add_argument("--lift", type=float, default=0.1)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "abtest", "environment": tracking.environment(torch.device("cpu"))}
-    result |= {name: value for name, value in vars(arguments).items() if name != "out"}
+    arguments = benching.arguments(parser, small={"tests": 2000, "power_tests": 500})
+    result: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("tests", "users", "power_tests", "pilot", "lift")
+    }
     for measure in (same, coverage, planned):
         began = time.perf_counter()
         name = "power" if measure is planned else measure.__name__
@@ -193,9 +190,7 @@ def main() -> None:
         result[name]["seconds"] = round(time.perf_counter() - began, 1)
         for key, value in result[name].items():
             print(name, key, value, flush=True)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("abtest", result, arguments)
 
 
 if __name__ == "__main__":

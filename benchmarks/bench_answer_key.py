@@ -1,7 +1,7 @@
 """What an evaluation would have told wrongly: leaks and their price, clicks and the truth, the metric and the better
 model.
 
-    python benchmarks/bench_answer_key.py [--parts leakage debiasing agreement] [--out FILE]
+    python benchmarks/bench_answer_key.py [--parts leakage debiasing agreement] [--size small] [--out FILE]
 
 leakage: ml-100k (ratings of 4 and more) by leave-last-out and by random split, iALS: points of recall@20 that train
     owes to rows from after the moment at which test begins.
@@ -16,7 +16,6 @@ line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 import recsys
-from recsys import atomic, config, tasks, tracking
+from recsys import benching, config, tasks
 from recsys.data.datamodule import RecDataModule
 from recsys.studies import debiasing
 from recsys.studies.leakage_price import study
@@ -86,15 +85,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"leakage": leakage, "debiasing": debiased, "agreement": agreement}
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "answer_key", "environment": tracking.environment(CPU)}
+    arguments = benching.arguments(parser, small={"parts": ["leakage", "debiasing"]})
+    result: dict[str, Any] = {}
     for name in arguments.parts:
         result[name] = parts[name]()
         print(name, *result[name], sep="\n", flush=True)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("answer_key", result, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How often two equal models are called different: 20,000 pairs each way, with the intervals that `compare` prints.
 
-    python benchmarks/bench_comparison.py [--pairs 20000] [--users 500] [--seeds 5] [--out FILE]
+    python benchmarks/bench_comparison.py [--pairs 20000] [--users 500] [--seeds 5] [--size small] [--out FILE]
 
 A user has few relevant items and a chance of each being found, drawn for the user; either model finds them by lots of
 its own, so that recall is skewed and mostly 0.
@@ -15,16 +15,14 @@ and 5.5% is right; the last, whose parts are each stretched for themselves, shou
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from recsys import atomic, tracking
+from recsys import benching
 from recsys.evaluation.estimates import estimate
 from recsys.evaluation.significance import paired_interval
 
@@ -59,10 +57,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result = {"benchmark": "comparison", "environment": tracking.environment(torch.device("cpu"))}
-    result |= {"pairs": arguments.pairs, "users": arguments.users, "seeds": arguments.seeds}
+    arguments = benching.arguments(parser, small={"pairs": 500})
+    result: dict[str, Any] = {"pairs": arguments.pairs, "users": arguments.users, "seeds": arguments.seeds}
     for number, name in enumerate(("one_run", "bootstrap", "several_runs", "moving_runs")):
         generator, began = np.random.default_rng(number), time.perf_counter()
         count = sum(told_apart(name, generator, arguments.users, arguments.seeds) for _ in range(arguments.pairs))
@@ -71,9 +67,7 @@ def main() -> None:
         seconds = round(time.perf_counter() - began, 1)
         result[name] = {"told_apart": round(share, 5), "error": round(error, 5), "seconds": seconds}
         print(name, result[name], flush=True)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("comparison", result, arguments)
 
 
 if __name__ == "__main__":

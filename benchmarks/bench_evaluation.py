@@ -1,6 +1,7 @@
 """Time and memory of the evaluator beside implicit + ranx and beside the bare matrix product.
 
-    python benchmarks/bench_evaluation.py [--users 30000] [--items 40000] [--dim 64] [--k 20 100] [--out F]
+    python benchmarks/bench_evaluation.py [--users 30000] [--items 40000] [--dim 64] [--k 20 100] [--size small]
+        [--out F]
 
 One run measures, in turn and several times over, on two threads:
     product      users × items alone, in blocks, buffer reused, the fastest orientation and block size
@@ -25,7 +26,6 @@ os.environ.update(
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recsys import benching
 from recsys.evaluation import evaluate, rank
 from recsys.evaluation.beyond import Items
 from recsys.models.base import Retriever
@@ -248,9 +249,8 @@ def main() -> None:
     arguments.add_argument("--k", type=int, nargs="+", default=[20, 100])
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--no-memory", action="store_true", help="leave the memory comparison out")
-    arguments.add_argument("--out", type=Path, help="write the JSON object there too")
     arguments.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
-    given = arguments.parse_args()
+    given = benching.arguments(arguments, small={"users": 5000, "items": 10_000, "k": [20]})
     torch.set_num_threads(THREADS)
     if given.resident:
         print(json.dumps(resident_peak(given.users, given.items, given.dim)))
@@ -261,16 +261,12 @@ def main() -> None:
     product_name, product = tuned_product(model, queries)
     print(f"{given.users} users × {given.items} items × {given.dim}; product in blocks of {product_name}")
     result: dict = {
-        "bench": "evaluation",
         "users": given.users,
         "items": given.items,
         "dim": given.dim,
         "threads": THREADS,
         "repeats": given.repeats,
         "product": product_name,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "load_before": [round(load, 2) for load in os.getloadavg()],
     }
     about = Items(queries.history.item_counts() / len(queries), len(queries))
     for k in given.k:
@@ -298,19 +294,24 @@ def main() -> None:
             for name, call in calls.items():
                 taken[name].append(seconds(call))
         median = {name: statistics.median(values) for name, values in taken.items()}
-        ratios = {"to_product": median["evaluation"] / median["product"]}
+        ratios = {"to_product": (["evaluation"], ["product"])}
         if "ranx" in median:
-            peers = median["implicit"] + median["ranx"]
-            ratios["peers_to_evaluation"] = peers / median["evaluation"]
-            ratios["peers_to_evaluation_with_intervals"] = peers / median["evaluation_with_intervals"]
-            ratios["peers_to_evaluation_with_lists"] = peers / median["evaluation_with_lists"]
+            ours = ("evaluation", "evaluation_with_intervals", "evaluation_with_lists")
+            ratios |= {f"peers_to_{name}": (["implicit", "ranx"], [name]) for name in ours}
         result[f"seconds@{k}"] = {name: round(value, 3) for name, value in median.items()}
-        result[f"ratios@{k}"] = {name: round(value, 2) for name, value in ratios.items()}
+        result[f"ratios@{k}"], result[f"ratios@{k}_quartiles"] = {}, {}
+        for name, (above, below) in ratios.items():
+            result[f"ratios@{k}"][name] = round(sum(median[n] for n in above) / sum(median[n] for n in below), 2)
+            each = [
+                sum(taken[n][repeat] for n in above) / sum(taken[n][repeat] for n in below)
+                for repeat in range(given.repeats)
+            ]
+            result[f"ratios@{k}_quartiles"][name] = [round(end, 3) for end in benching.quartiles(each)]
         print(f"\nK = {k}")
         for name, value in median.items():
             runs = " ".join(f"{one:.2f}" for one in taken[name])
             print(f"  {name:<28}{value:8.2f} s   ({runs})")
-        for name, value in ratios.items():
+        for name, value in result[f"ratios@{k}"].items():
             print(f"  {name:<36}{value:8.2f}")
     if not given.no_memory:
         print("\npeak memory that an evaluation adds, in a process of its own")
@@ -321,10 +322,7 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             result["memory"].append(json.loads(done.stdout.splitlines()[-1]))
             print("  {users} users: {added_mb} MB, of it output {per_user_output_mb} MB".format(**result["memory"][-1]))
-    result["load_after"] = [round(load, 2) for load in os.getloadavg()]
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    benching.publish("evaluation", result, given)
 
 
 if __name__ == "__main__":

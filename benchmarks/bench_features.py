@@ -1,6 +1,6 @@
 """Feature pipelines: fit and transform of KuaiRand and of a world larger than memory, and the time of one request.
 
-    python benchmarks/bench_features.py [--rows 100000000] [--log DIR] [--out benchmarks/results/features_cpu.json]
+    python benchmarks/bench_features.py [--rows 100000000] [--log DIR] [--size small] [--out FILE]
 
 The world's log is generated as Parquet first (--log keeps it), which is not measured. Then a process of its own scans
 it, joins users and videos, fits the pipeline of configs/features/world.yaml and turns every row into tensors, batch by
@@ -19,10 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from recsys import atomic, config, tracking
+from recsys import benching, config
 from recsys.data import readers
 from recsys.data.rows import joined
 from recsys.features import FeaturePipeline
@@ -113,21 +112,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--log", type=Path, help="keep the world's log here, and go on with one that is there")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result = {
-        "benchmark": "features",
-        "environment": tracking.environment(torch.device("cpu")),
-    }
+    arguments = benching.arguments(parser, small={"rows": 1_000_000})
+    result: dict[str, Any] = {}
     if (DATA / "kuairand_pure").is_dir():
         result["kuairand"] = kuairand(DATA / "kuairand_pure", arguments.repeats)
     else:
         print(f"kuairand: not found under {DATA}, left out (set RECSYS_DATA)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as temporary:
         result["world"] = world(arguments.world, arguments.rows, arguments.log or Path(temporary))
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("features", result, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A page of 100 videos out of a million: milliseconds from request to list, one by one and in batches.
 
     python benchmarks/bench_funnel.py [--world large] [--candidates 1000 10000] [--requests 2000] [--batched 256]
-        [--precision auto] [--factory IVF4096,Flat] [--search nprobe=512] [--out FILE]
+        [--precision auto] [--factory IVF4096,Flat] [--search nprobe=512] [--size small] [--out FILE]
 
 The catalogue and the users are those of the world. Candidates come from two retrievers of inner products (64
 dimensions, a mixture that is hard for inverted lists, each behind an index of all videos), from what is popular and
@@ -29,14 +29,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys import atomic, backend, config, tracking
+from recsys import backend, benching, config
 from recsys.candidate_ranker import CandidateRanker
 from recsys.data.log import Log
 from recsys.data.rows import own_rows
@@ -224,8 +223,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--factory", default="IVF4096,Flat", help="of both indexes, of fewer lists for a small world")
     parser.add_argument("--search", default="nprobe=512")
-    parser.add_argument("--out", type=Path, help="where the JSON is written as well")
-    arguments = parser.parse_args()
+    small = {"world": "small", "candidates": [1000], "requests": 200, "factory": "IVF64,Flat", "search": "nprobe=16"}
+    arguments = benching.arguments(parser, small=small)
     torch.set_num_threads(2)
     world = config.build(config.compose("data=world", f"world={arguments.world}").world)
     start = time.perf_counter()
@@ -235,8 +234,7 @@ def main() -> None:
     gc.freeze()
     print(f"{world.num_videos:,} videos, {FIELDS} fields, built in {time.perf_counter() - start:.0f} s", flush=True)
     result: dict[str, Any] = {
-        "benchmark": "funnel", "environment": tracking.environment(torch.device("cpu")),
-        "faiss": backend.version("faiss-cpu"), "load_before": os.getloadavg()[0], "videos": world.num_videos,
+        "faiss": backend.version("faiss-cpu"), "videos": world.num_videos,
         "factory": arguments.factory, "search": arguments.search, "precision": precision, "k": K, "runs": {},
     }  # fmt: skip
     for num in arguments.candidates:
@@ -249,10 +247,7 @@ def main() -> None:
         result["runs"][num] = found
         result[f"p99_ms/{num}"] = alone["p99_ms"]
         result[f"per_second/{num}"] = found["batched"]["per_second"]
-    result["load_after"] = os.getloadavg()[0]
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("funnel", result, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """XXH64 of integers and of text against what else hashes columns, and against a plain copy of the same bytes.
 
-    python benchmarks/bench_hashing.py [--rows 10000000] [--texts 2000000] [--out benchmarks/results/hashing_cpu.json]
+    python benchmarks/bench_hashing.py [--rows 10000000] [--texts 2000000] [--size small] [--out FILE]
 
 The methods of a group run in turns, in an order drawn anew each time; each figure is the median. Text is of 10 to 16
 bytes, as ids and tags are. scikit-learn's FeatureHasher counts buckets besides, and pandas hashes Python objects: both
@@ -12,27 +12,24 @@ with the CPU's.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from recsys import atomic, backend
+from recsys import backend, benching
 from recsys.features.hashing import P1, P2, P3, P4, P5_AND_SIZE, hash_column, kernels, pack_text, xxh64
 
 PEERS = {"pandas": "pandas", "polars-hash": "polars_hash", "scikit-learn": "sklearn"}
 
 
-def in_turns(methods: dict[str, tuple[int, Callable[[], object]]], repeats: int) -> dict[str, float]:
-    """Rows a second of each method (rows, call): the median of the repeats, after a first one that does not count."""
+def in_turns(methods: dict[str, tuple[int, Callable[[], object]]], repeats: int) -> dict[str, list[float]]:
+    """Rows a second of each method (rows, call) in each of the repeats, after a first one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     names, order = list(methods), random.Random(0)
     for _ in range(repeats + 1):
@@ -41,7 +38,7 @@ def in_turns(methods: dict[str, tuple[int, Callable[[], object]]], repeats: int)
             start = time.perf_counter()
             methods[name][1]()
             seconds[name].append(time.perf_counter() - start)
-    return {name: rows / statistics.median(seconds[name][1:]) for name, (rows, _) in methods.items()}
+    return {name: [rows / taken for taken in seconds[name][1:]] for name, (rows, _) in methods.items()}
 
 
 def naive(values: np.ndarray) -> np.ndarray:
@@ -108,10 +105,16 @@ def text(rows: int, repeats: int) -> dict[str, Any]:
     return compared(in_turns(methods, repeats), rows) | {"bytes": size}
 
 
-def compared(rates: dict[str, float], rows: int) -> dict[str, Any]:
-    """The rates and ours divided by each of the others."""
-    ratios = {f"ours_over_{name}": rates["ours"] / rate for name, rate in rates.items() if name != "ours"}
-    return {"rows": rows, "rows_per_second": rates, **ratios}
+def compared(rates: dict[str, list[float]], rows: int) -> dict[str, Any]:
+    """The rates and ours divided by each of the others: medians, and quartiles of the repeats."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    found: dict[str, Any] = {"rows": rows, "rows_per_second": medians}
+    found["rows_per_second_quartiles"] = {name: benching.quartiles(values) for name, values in rates.items()}
+    for name in rates.keys() - {"ours"}:
+        each = [ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)]
+        found |= {f"ours_over_{name}": medians["ours"] / medians[name]}
+        found |= {f"ours_over_{name}_quartiles": benching.quartiles(each)}
+    return found
 
 
 def on_gpu(rows: int, repeats: int) -> dict[str, Any]:
@@ -163,24 +166,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--texts", type=int, default=2_000_000)
     parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    packages = ("numpy", "polars", "torch", "cupy-cuda13x", *PEERS)
+    arguments = benching.arguments(parser, small={"rows": 2_000_000, "texts": 400_000, "repeats": 9})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {
-        "hardware": backend.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "load_before": round(os.getloadavg()[0], 2),  # processes that ran beside it, the mean of a minute
         "threads": {"torch_and_ours": torch.get_num_threads(), "polars": pl.thread_pool_size()},
-        "versions": {package: backend.version(package) for package in packages},
         "left_out": [package for package, module in PEERS.items() if not backend.installed(module)],
         "int64": integers(arguments.rows, arguments.repeats),
     }
     if backend.installed("polars_hash"):
         result["text"] = text(arguments.texts, arguments.repeats)
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         result["gpu"] = on_gpu(1 << 26, arguments.repeats)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("hashing", result, arguments, device)
 
 
 if __name__ == "__main__":

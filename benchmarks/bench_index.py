@@ -1,7 +1,7 @@
 """Indexes of items: what the wrapper adds to faiss, what a frontier costs, and how often a promised recall is kept.
 
     python benchmarks/bench_index.py [--parts overhead frontier promise] [--vectors 1000000] [--dim 64]
-        [--queries 1000] [--k 100] [--repeats 9] [--tries 200] [--out FILE]
+        [--queries 1000] [--k 100] [--repeats 9] [--tries 200] [--size small] [--out FILE]
 
 overhead: `ItemIndex.search` beside the search of the same faiss object by hand, batches of 1,024 in turn, medians, over
     a fifth of the vectors, so that a search takes 50 ms or more; bar: 1.05 times as long.
@@ -24,18 +24,16 @@ import os
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2"))
 
 import argparse
-import json
 import math
 import resource
 import statistics
 import time
-from pathlib import Path
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys import atomic, backend, tracking
+from recsys import backend, benching
 from recsys.index import ItemIndex
 from recsys.studies.frontier import Asked, TrueShare, cheapest, lower_bounds, settings, sweep
 
@@ -82,9 +80,11 @@ def overhead(num_vectors: int, dim: int, k: int, repeats: int) -> list[dict]:
                 seconds[name].append(time.perf_counter() - began)
                 of_cpu[name].append(time.process_time() - before)
         ours, theirs = (1e3 * statistics.median(seconds[name][1:]) for name in ("ours", "by_hand"))
+        each = [a / b for a, b in zip(seconds["ours"][1:], seconds["by_hand"][1:], strict=True)]
         cpu = [statistics.median(of_cpu[name][1:]) for name in ("ours", "by_hand")]
         row = {"factory": factory, "search": search, "ours_ms": round(ours, 2), "by_hand_ms": round(theirs, 2)}
-        rows.append(row | {"ratio": round(ours / theirs, 4), "cpu_ratio": round(cpu[0] / cpu[1], 4)})
+        row |= {"ratio": round(ours / theirs, 4), "ratio_quartiles": benching.quartiles(each)}
+        rows.append(row | {"cpu_ratio": round(cpu[0] / cpu[1], 4)})
         print(rows[-1], flush=True)
     return rows
 
@@ -183,14 +183,11 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tries", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="where the JSON is written as well")
-    arguments = parser.parse_args()
+    arguments = benching.arguments(parser, small={"vectors": 100_000, "tries": 10, "queries": 300, "repeats": 5})
     torch.set_num_threads(THREADS)
     vectors, dim, k = arguments.vectors, arguments.dim, arguments.k
     result: dict = {
-        "benchmark": "index", "environment": tracking.environment(torch.device("cpu")),
-        "faiss": backend.version("faiss-cpu"), "load_before": os.getloadavg()[0],
-        "vectors": vectors, "dim": dim, "queries": arguments.queries, "k": k,
+        "faiss": backend.version("faiss-cpu"), "vectors": vectors, "dim": dim, "queries": arguments.queries, "k": k,
     }  # fmt: skip
     if "overhead" in arguments.parts:
         result["overhead"] = overhead(vectors // 5, dim, k, arguments.repeats)
@@ -198,10 +195,7 @@ def main() -> None:
         result["frontier"] = frontier(vectors, dim, arguments.queries, k)
     if "promise" in arguments.parts:
         result["promise"] = promise(vectors // 20, dim // 2, k, arguments.tries)
-    result["load_after"] = os.getloadavg()[0]
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("index", result, arguments)
 
 
 if __name__ == "__main__":

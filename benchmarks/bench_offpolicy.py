@@ -1,6 +1,7 @@
 """What a log says of other policies, beside what they bring in truth: 200 logs of world tiny by every estimator.
 
-    python benchmarks/bench_offpolicy.py [--logs 200] [--months 500] [--users 2000] [--day 14] [--out FILE]
+    python benchmarks/bench_offpolicy.py [--logs 200] [--months 500] [--users 2000] [--day 14] [--size small]
+        [--out FILE]
 
 A log is a day of all users, told anew for each log by another noise seed; its value is the clicks a visit. Target
 policies are the same world with other shares of what is shown, and `greedy`, which shows each user the best video that
@@ -22,19 +23,17 @@ sample of 5%, rmse of dr <= snips <= naive and ips, snips and dr hold the truth 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys import atomic, tracking
+from recsys import benching
 from recsys.config import build, compose
 from recsys.online.crossfit import Attraction, CrossFit, cross_fit
 from recsys.online.offpolicy import ENOUGH, evaluate_policy
@@ -256,8 +255,7 @@ def main() -> None:
     parser.add_argument("--months", type=int, default=500)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--day", type=int, default=14)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = benching.arguments(parser, small={"logs": 10, "months": 50})
     began = time.perf_counter()
     world = build(compose("data=world", "world=tiny").world)
     num_users, day = min(arguments.users, world.num_users), arguments.day
@@ -276,8 +274,12 @@ def main() -> None:
             tables[name].append(table)
         if number % 20 == 19:
             print(f"{number + 1} logs, {time.perf_counter() - began:.0f} s", flush=True)
-    result = {"benchmark": "offpolicy", "environment": tracking.environment(torch.device("cpu"))}
-    result |= {"logs": arguments.logs, "users": num_users, "day": day, "rows_a_log": round(num_rows / arguments.logs)}
+    result: dict[str, Any] = {
+        "logs": arguments.logs,
+        "users": num_users,
+        "day": day,
+        "rows_a_log": round(num_rows / arguments.logs),
+    }
     result["logging"] = {"truth": true["logging"][0], "error": true["logging"][1]}
     policies = {}
     for name in tables:
@@ -287,9 +289,7 @@ def main() -> None:
     result["policies"] = policies
     result["bar"] = {name: holds(policies[name]) for name in tables}
     result["seconds"] = round(time.perf_counter() - began, 1)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("offpolicy", result, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Rankers beside LightGBM on the same columns: AUC and log loss of the test part, and the paired difference by user.
 
-    python benchmarks/bench_rankers.py [--models dcn,logistic,mf] [--logs small is_click] [--seeds 1] [--out FILE]
+    python benchmarks/bench_rankers.py [--models dcn,logistic,mf] [--logs small is_click] [--seeds 1] [--size small]
+        [--out FILE]
 
 Every ranker is `recsys train model=… features=…` with its defaults, on world small `experiment=small_…` where there is
 one. LightGBM gets what the pipeline of that run makes of the same rows, lists aside (their length it has), categories
@@ -26,7 +27,7 @@ import torch
 from tune_rankers import trees
 
 import recsys
-from recsys import atomic, backend, config, tracking
+from recsys import backend, benching, config
 from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import joined
 from recsys.evaluation import calibration
@@ -100,8 +101,7 @@ def main() -> None:
         "--logs", nargs="+", choices=["tiny", "small", "long_view", "is_click"], default=["tiny", "long_view"]
     )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = benching.arguments(parser, small={"models": "dcn,logistic", "logs": ["tiny"]})
     rows: list[dict[str, Any]] = []
     for log in arguments.logs:
         words = [f"world={log}", "features=world"]
@@ -112,11 +112,8 @@ def main() -> None:
             words = ["data=kuairand", f"data.path={DATA / 'kuairand_pure'}", f"data.label={log}", "features=kuairand"]
         rows += measured(log, words, arguments.models.split(","), arguments.seeds)
     left_out = [] if backend.installed("lightgbm") else ["lightgbm"]
-    result = {"benchmark": "rankers", "environment": tracking.environment(torch.device("cpu"))}
-    result |= {"left_out": left_out, "rows": rows}
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    result = {"left_out": left_out, "rows": rows}
+    benching.publish("rankers", result, arguments)
 
 
 if __name__ == "__main__":

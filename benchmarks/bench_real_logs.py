@@ -1,14 +1,15 @@
 """Five retrievers on two real logs, by global time and by random split, five seeds: one table.
 
+    python benchmarks/bench_real_logs.py [--models iALS …] [--seeds 5] [--runs DIR] [--size small] [--out FILE]
+
 Every run is a `recsys train -m …` of the command line with the models' defaults, nothing tuned. Logs are found through
 RECSYS_DATA (default: ../shared/data); those that are not there are named and left out.
-The last line is one JSON object; --out writes the result file and the page of tables beside it.
+The last line is one JSON object; --out writes it and a page of tables, a .md with the same name.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,9 +17,8 @@ import tempfile
 from pathlib import Path
 
 import polars as pl
-import torch
 
-from recsys import atomic, tracking
+from recsys import benching
 from recsys.comparison import compare
 from recsys.run import Run
 
@@ -45,11 +45,11 @@ def logs(data: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=Path, help="keep the runs here, and go on with those that are finished")
-    parser.add_argument("--out", type=Path, help="a JSON file; a .md with the same name is written beside it")
-    arguments = parser.parse_args()
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments = benching.arguments(parser, small={"seeds": 2, "models": ["popularity", "EASE", "iALS"]})
     data = Path(os.environ.get("RECSYS_DATA", ROOT.parent / "shared" / "data"))
     tables = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -59,29 +59,25 @@ def main() -> None:
                 continue
             for split in ("global_time", "random"):
                 folder = (arguments.runs or Path(temporary)) / f"{log}_{split}"
-                tables.append(measure(log, [*reader, f"split={split}"], folder, arguments.seeds))
+                words = [*reader, f"split={split}"]
+                tables.append(measure(log, words, folder, arguments.seeds, arguments.models))
     result = {
-        "benchmark": "real_logs",
         "seeds": arguments.seeds,
-        "environment": tracking.environment(torch.device("cpu")),
         "rows": pl.concat(tables).to_dicts() if tables else [],
     }
     page = markdown(tables)
     print(page)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-        atomic.write_text(arguments.out.with_suffix(".md"), page)
-    print(json.dumps(result))
+    benching.publish("real_logs", result, arguments, page=page)
 
 
-def measure(log: str, reader: list[str], folder: Path, seeds: int) -> pl.DataFrame:
-    """Every model on one log and split, beside iALS."""
+def measure(log: str, reader: list[str], folder: Path, seeds: int, models: list[str]) -> pl.DataFrame:
+    """Models on one log and split, beside iALS."""
     runs, names = [], []
-    for name, model in MODELS.items():
+    for name in models:
         sweep = folder / name
         missing = [seed for seed in range(seeds) if not (sweep / str(seed) / "metrics.json").exists()]
         if missing:
-            words = [*reader, *model.split(), f"seed={','.join(map(str, missing))}", "trainer=cpu"]
+            words = [*reader, *MODELS[name].split(), f"seed={','.join(map(str, missing))}", "trainer=cpu"]
             words += [f'hydra.sweep.dir="{sweep}"', "hydra.sweep.subdir=${seed}"]
             command = [sys.executable, "-m", "recsys.cli", "train", "-m", *words]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

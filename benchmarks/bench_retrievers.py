@@ -1,18 +1,19 @@
 """The retrievers of configs/experiment beside iALS and EASE: five seeds, paired intervals, from the command line.
 
-    python benchmarks/bench_retrievers.py [--parts small kuairand …] [--seeds 5] [--runs DIR] [--out FILE]
+    python benchmarks/bench_retrievers.py [--parts small kuairand …] [--seeds 5] [--runs DIR] [--size small]
+        [--out FILE]
 
 small: world small by global time; what nobody had liked before the cut; and the next click of a visit, which the same
     weights answer. kuairand: long views by global time. ml100k_random, ml100k_last: ratings of 4 and more.
 log_q: two towers on world tiny with in-batch negatives, with and without the logQ correction.
 Every run is a `recsys train -m …`; settings were chosen on validation (tune_retrievers.py). Real logs are found through
-RECSYS_DATA (default: ../shared/data). The last line is one JSON object; --out writes it and a page of tables.
+RECSYS_DATA (default: ../shared/data). The last line is one JSON object; --out writes it and a page of tables, a .md
+with the same name.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from recsys import atomic, config, tasks, tracking
+from recsys import benching, config, tasks
 from recsys.comparison import compare
 from recsys.data.datamodule import RecDataModule
 from recsys.evaluation.estimates import estimate
@@ -71,9 +72,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=Path, help="keep the runs here, and go on with those that are finished")
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="MODEL")
     parser.add_argument("--only", nargs="+", help="train these models alone, and write nothing")
-    parser.add_argument("--out", type=Path, help="a JSON file; a .md with the same name is written beside it")
-    arguments = parser.parse_args()
+    arguments = benching.arguments(
+        parser, small={"parts": ["ml100k_last", "log_q"], "seeds": 2, "leave_out": ["SASRec"]}
+    )
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         for part in arguments.parts:
@@ -85,24 +88,16 @@ def main() -> None:
             groups = {
                 name: trained(words, folder / name, arguments.seeds)
                 for name, words in PARTS[part].items()
-                if not arguments.only or name in arguments.only
+                if name in (arguments.only or PARTS[part]) and name not in arguments.leave_out
             }
             if not arguments.only:
                 rows += measured(part, groups)
     if arguments.only:
         return
-    result = {
-        "benchmark": "retrievers",
-        "seeds": arguments.seeds,
-        "environment": tracking.environment(torch.device("cpu")),
-        "rows": rows,
-    }
+    result = {"seeds": arguments.seeds, "rows": rows}
     page = markdown(rows)
     print(page)
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-        atomic.write_text(arguments.out.with_suffix(".md"), page)
-    print(json.dumps(result))
+    benching.publish("retrievers", result, arguments, page=page)
 
 
 def trained(words: str, sweep: Path, seeds: int) -> list[Run]:

@@ -1,6 +1,6 @@
 """A simulated day: iALS factors behind an index serve every user of a world, beside the world's own logging policy.
 
-    python benchmarks/bench_simulator.py [--world small] [--train-days 7] [--out benchmarks/results/simulator_cpu.json]
+    python benchmarks/bench_simulator.py [--world small] [--train-days 7] [--size small] [--out FILE]
 
 The factors are fitted to the positives of the first days, streamed; the day after them is simulated: who comes, a slate
 of max_depth positions for each visit, the response. A list is searched once a user, without what the user liked, for
@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys import atomic, config, tracking
+from recsys import benching, config
 from recsys.index import ItemIndex
 from recsys.models.als import ALS
 from recsys.online.policies import Popularity
@@ -92,8 +92,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=4)
     parser.add_argument("--factory", help="of the index; by the number of items if not given")
     parser.add_argument("--search", default="", help="of --factory, as nprobe=32")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = benching.arguments(parser, small={"world": "tiny"})
     world = config.build(config.compose("data=world", f"world={arguments.world}").world)
     moments = [time.perf_counter()]
     history, popular = likes(world, range(arguments.train_days))
@@ -113,9 +112,7 @@ def main() -> None:
     )  # fmt: skip
     moments.append(time.perf_counter())
     stream, fit, index = (round(b - a, 2) for a, b in itertools.pairwise(moments))
-    result = {
-        "benchmark": "simulator",
-        "environment": tracking.environment(torch.device("cpu")),
+    result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "world": world.name,
         "users": world.num_users,
@@ -135,9 +132,7 @@ def main() -> None:
     print("logging", result["logging"], flush=True)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     result["peak_bytes"] = int(peak.split()[1]) * 1024
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("simulator", result, arguments)
 
 
 if __name__ == "__main__":

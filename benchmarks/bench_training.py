@@ -1,7 +1,7 @@
 """Training speed beside the peers' and beside a plain PyTorch loop, on two threads.
 
     python benchmarks/bench_training.py [--repeats 5] [--epochs 1] [--parts als mf models stream table]
-        [--stream-rows 20000000] [--table-share 0.1] [--out FILE]
+        [--stream-rows 20000000] [--table-share 0.1] [--size small] [--out FILE]
 
 als: seconds of iALS to implicit's loss at equal dimension (training_als.py).
 mf: matrix factorisation through Lightning against the same steps in a plain loop, and BPR samples/s
@@ -22,11 +22,9 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NU
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as implicit advises; torch brings its own BLAS
 
 import argparse
-import json
 import logging
 import sys
 import warnings
-from pathlib import Path
 
 import torch
 import training_als
@@ -34,7 +32,7 @@ import training_mf
 import training_models
 import training_scale
 
-from recsys import backend
+from recsys import benching
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 
@@ -47,38 +45,29 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--stream-rows", type=int, default=20_000_000)
     parser.add_argument("--table-share", type=float, default=0.1, help="of free memory, for the table that is made")
-    parser.add_argument("--out", type=Path, help="where the JSON is written as well")
-    arguments = parser.parse_args()
+    parser.add_argument("--als-users", type=int, default=30_000, help="of the log that iALS is timed on")
+    parser.add_argument("--als-items", type=int, default=41_000)
+    parser.add_argument("--seconds", type=float, default=1.0, help="about, of each repeat of part models")
+    small = {"repeats": 3, "stream_rows": 3_000_000, "als_users": 5000, "als_items": 8000, "seconds": 0.3}
+    arguments = benching.arguments(parser, small=small)
     torch.set_num_threads(THREADS)
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
-    result: dict = {
-        "bench": "training",
-        **backend.hardware(training_scale.where()),
-        "versions": {
-            name: backend.version(name) for name in ("torch", "pytorch-lightning", "implicit", "cornac", "lenskit")
-        },
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "load_before": os.getloadavg()[0],
-    }
+    result: dict = {"omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default")}
     if "als" in arguments.parts:
-        result["als"] = training_als.bench()
+        result["als"] = training_als.bench(arguments.als_users, arguments.als_items)
     if "mf" in arguments.parts:
         result["mf"] = training_mf.bench(arguments.repeats, arguments.epochs, THREADS)
     if "models" in arguments.parts:
-        result["models"] = training_models.bench(arguments.repeats)
+        result["models"] = training_models.bench(arguments.repeats, arguments.seconds)
     if "stream" in arguments.parts:
         result["stream"] = training_scale.stream(arguments.stream_rows)
     if "table" in arguments.parts:
         result["table"] = training_scale.table(arguments.table_share)
-    line = json.dumps(result)
-    if arguments.out:
-        beside = arguments.out.with_name(arguments.out.name + ".part")
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(arguments.out)
-    print(line)
+    on_device = {"models", "stream", "table"}.intersection(arguments.parts)
+    benching.publish("training", result, arguments, training_scale.where() if on_device else torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 """The synthetic world: impressions a second in memory and as a stream, writing against Polars, and peak memory.
 
-    python benchmarks/bench_world.py [--world small] [--rows 100000000] [--out benchmarks/results/world_cpu.json]
+    python benchmarks/bench_world.py [--world small] [--rows 100000000] [--size small] [--out FILE]
 
 Writing is compared with Polars on the same ready frame: zstd, statistics, to the same disk, in turns; the difference is
 the digest of the content, fsync and the rename. Peak memory is that of a process of its own which streams --rows
-impressions of world large, and of one that writes ten million rows of world youtube. The GPU figure, where there is a
+impressions of world large, and of one that writes --write-rows of world youtube. The GPU figure, where there is a
 GPU, stands beside the bandwidth of a device copy.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import polars as pl
 import torch
 
-from recsys import atomic, backend, config
+from recsys import benching, config
 from recsys.world import World, logs, writer
 from recsys.world.population import users
 
@@ -51,18 +50,18 @@ def preset(name: str) -> World:
     return config.build(config.compose("data=world", f"world={name}").world)
 
 
-def rate(world: World, repeats: int) -> float:
-    """Rows a second of the whole log as a frame, all columns, the median."""
+def rate(world: World, repeats: int) -> list[float]:
+    """Rows a second of the whole log as a frame, all columns, of each repeat."""
     logs.log(world, days=range(1))
     rates = []
     for _ in range(repeats):
         start = time.perf_counter()
         rows = logs.log(world).height
         rates.append(rows / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return rates
 
 
-def writing(world: World, repeats: int) -> dict[str, float]:
+def writing(world: World, repeats: int) -> dict[str, Any]:
     """Seconds to write one part of ours, and by Polars alone, in turns."""
     rows = logs.log(world, days=range(1), numbers=range(min(world.num_users, writer.USERS_A_PART)))
     seconds: dict[str, list[float]] = {"ours": [], "polars": []}
@@ -79,7 +78,9 @@ def writing(world: World, repeats: int) -> dict[str, float]:
                 seconds[which].append(time.perf_counter() - start)
             path.unlink()
     ours, polars = (statistics.median(seconds[name]) for name in ("ours", "polars"))
-    return {"rows": rows.height, "seconds": ours, "seconds_polars": polars, "ratio": ours / polars}
+    each = [a / b for a, b in zip(seconds["ours"], seconds["polars"], strict=True)]
+    found = {"rows": rows.height, "seconds": ours, "seconds_polars": polars, "ratio": ours / polars}
+    return found | {"ratio_quartiles": benching.quartiles(each)}
 
 
 def memory(name: str, rows: int, how: str) -> dict[str, float]:
@@ -115,23 +116,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="small")
     parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--write-rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result = {
-        "hardware": backend.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "versions": {"torch": torch.__version__, "polars": pl.__version__},
+    arguments = benching.arguments(parser, small={"rows": 5_000_000, "write_rows": 1_000_000, "repeats": 3})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = rate(preset(arguments.world), arguments.repeats)
+    result: dict[str, Any] = {
         "world": arguments.world,
-        "rows_per_second": rate(preset(arguments.world), arguments.repeats),
+        "rows_per_second": statistics.median(rates),
+        "rows_per_second_quartiles": benching.quartiles(rates),
         "writing": writing(preset("large"), arguments.repeats),
         "stream_large": memory("large", arguments.rows, "stream"),
-        "write_youtube": memory("youtube", 10_000_000, "write"),
+        "write_youtube": memory("youtube", arguments.write_rows, "write"),
     }
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         result["gpu"] = on_gpu(preset("large"))
-    if arguments.out:
-        atomic.write_json(arguments.out, result)
-    print(json.dumps(result))
+    benching.publish("world", result, arguments, device)
 
 
 if __name__ == "__main__":

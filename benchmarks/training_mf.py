@@ -16,6 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from recsys import benching
 from recsys.data.batches import PairBatches
 from recsys.models.mf import MatrixFactorization
 from recsys.schema import NUM_RESERVED, Interactions, Schema
@@ -55,16 +56,24 @@ def bench(repeats: int = 5, epochs: int = 1, threads: int = 2) -> dict[str, Any]
         "repeats": repeats,
         "million_samples_per_second": {name: round(value / 1e6, 3) for name, value in rate.items()},
         # By pairs of neighbouring repeats: load on the machine then weighs on both alike.
-        "lightning_cost": {name: round(cost(seconds, name), 4) for name in SETTINGS},
+        "lightning_cost": {name: round(statistics.median(costs(seconds, name)), 4) for name in SETTINGS},
+        "lightning_cost_quartiles": {name: benching.quartiles(costs(seconds, name)) for name in SETTINGS},
         "bpr_over_peer": {name: round(bpr / rate[f"peer/{name}"], 2) for name in peers if name not in left_out},
+        "bpr_over_peer_quartiles": {
+            name: benching.quartiles(
+                [a / b for a, b in zip(seconds[f"peer/{name}"], seconds["bpr/lightning"], strict=True)]
+            )
+            for name in peers
+            if name not in left_out
+        },
         "peers_left_out": left_out,
     }
 
 
-def cost(seconds: dict[str, list[float]], name: str) -> float:
-    """What Lightning adds to the plain loop, as a share of it: the median over the repeats."""
+def costs(seconds: dict[str, list[float]], name: str) -> list[float]:
+    """What Lightning adds to the plain loop, as a share of it, in each of the repeats."""
     pairs = zip(seconds[f"{name}/lightning"], seconds[f"{name}/plain"], strict=True)
-    return statistics.median(ours / plain - 1 for ours, plain in pairs)
+    return [ours / plain - 1 for ours, plain in pairs]
 
 
 def make_log() -> Interactions:

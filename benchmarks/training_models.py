@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from training_mf import make_log
 
-from recsys import config, tracking
+from recsys import benching, config, tracking
 from recsys.data import batches
 from recsys.fitting import Trainer, fit
 from recsys.models.base import Ranker, Solver
@@ -214,7 +214,7 @@ class Loops:
         trainer.fit(OneBatch(self), loader)
         return clock.seconds
 
-    def measured(self, repeats: int) -> dict[str, float]:
+    def measured(self, repeats: int) -> dict[str, Any]:
         """Samples a second and ratios of `repeats` interleaved repeats."""
         samples = sum(chunk["samples"] for chunk in self.chunks.chunks())
         few = self.like["samples"] * self.batches / self.steps
@@ -222,10 +222,14 @@ class Loops:
         times = [(self.plain(), self.by_engine(), self.by_rows()) for _ in range(repeats)]
         middle = statistics.median
         self.plain_seconds = middle(plain for plain, _, _ in times)
+        over_plain = [plain / engine for plain, engine, _ in times]
+        over_loader = [slow / few * samples / engine for _, engine, slow in times]
         return {
             "samples_per_second": round(samples / middle(engine for _, engine, _ in times)),
-            "engine_over_plain": round(middle(plain / engine for plain, engine, _ in times), 4),
-            "engine_over_row_loader": round(middle(slow / few * samples / engine for _, engine, slow in times), 2),
+            "engine_over_plain": round(middle(over_plain), 4),
+            "engine_over_plain_quartiles": benching.quartiles(over_plain),
+            "engine_over_row_loader": round(middle(over_loader), 2),
+            "engine_over_row_loader_quartiles": benching.quartiles(over_loader),
         }
 
     def traffic(self, bandwidth: float) -> dict[str, float]:

@@ -1,13 +1,23 @@
-"""Published protocols from files to numbers: NCF with the candidates it gives, SASRec with sequences and drawn ones."""
+"""What is published. Protocols from files to numbers: NCF with the candidates it gives, SASRec with sequences and drawn
+ones. And our own results: that every figure of the pages comes from a result file."""
 
+import ast
+import html
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import polars as pl
 import pytest
 import torch
 
 from recsys import Run, cli, config, tables
+from recsys.benching import read, read_all
 from recsys.comparison import compare
 from recsys.data import readers, splits
 from recsys.data.checks import DataError
@@ -15,6 +25,7 @@ from recsys.data.datamodule import RecDataModule, fingerprint
 from recsys.evaluation import evaluate
 from recsys.training import train
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 USERS, ITEMS, NEGATIVES = 40, 60, 20
 KEEP_ALL = partial(splits.given, validation=0)
 
@@ -234,3 +245,93 @@ def test_lists_and_validation_do_not_mix(ncf: Path) -> None:
     assert module.test.lists is not None
     found = evaluate(lambda batch: torch.zeros(len(batch["user_idx"]), module.schema.num_items), module.test, k=[10])
     assert found.counts["list_longest"] == NEGATIVES + 1
+
+
+# Results
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[dict[str, ModuleType]]:
+    """The modules that make pages from result files."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield {name: importlib.import_module(name) for name in ("claims", "page", "prose")}
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_pages_are_what_the_result_files_say(pages: dict[str, ModuleType]) -> None:
+    """After a change of a result file, a claim or the prose: `make results`."""
+    made = pages["page"].texts(BENCHMARKS / "results")
+    assert [path.relative_to(BENCHMARKS.parent).as_posix() for path in made] == [
+        "benchmarks/results/README.md",
+        "README.md",
+        "docs/results.md",
+    ]
+    for path, text in made.items():
+        assert path.read_text() == text, f"{path} is not what the result files say: run `make results`"
+
+
+def test_charts_hold_the_ratios_of_the_page(pages: dict[str, ModuleType]) -> None:
+    results = read_all(BENCHMARKS / "results")
+    groups = pages["page"].by_benchmark(results)
+    drawn = {path.stem: html.unescape(path.read_text()) for path in (BENCHMARKS / "results").glob("*.svg")}
+    assert drawn.keys() == {name for name, found in groups.items() if found}
+    for name, found in groups.items():
+        for one in found:
+            assert pages["claims"].written(one.claim.written, one.values) in drawn[name], (name, one.claim.what)
+
+
+def test_every_claim_is_in_a_file_and_every_file_on_the_page(pages: dict[str, ModuleType]) -> None:
+    results = read_all(BENCHMARKS / "results")
+    held = {found.claim for found in pages["claims"].found(results)}
+    assert [c.ratio for c in pages["claims"].CLAIMS if c not in held and "gpu" not in (c.benchmark, c.ratio[:3])] == []
+    page = pages["page"].page(results)
+    for result in results:
+        assert f"]({result.path.name})" in page
+
+
+def test_no_figure_is_typed(pages: dict[str, ModuleType]) -> None:
+    """Of the prose every digit is in an expression, or in a name."""
+    names = r"@\d+|ml-100k|DCN-v2|sm_\d\d|int64|p\d\d|seed 0|95% intervals"
+    tree = ast.parse((BENCHMARKS / "prose.py").read_text())
+    (text,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "text")
+    (said,) = (node for node in ast.walk(text) if isinstance(node, ast.JoinedStr) and len(node.values) > 50)
+    typed = " ".join("".join(str(part.value) for part in said.values if isinstance(part, ast.Constant)).split())
+    assert re.findall(r".{0,20}\d.{0,20}", re.sub(names, "", typed)) == []
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    block = readme[readme.index("<!-- results -->") : readme.index("<!-- /results -->")]
+    assert len(re.findall(r"\d", block)) > 100
+
+
+def test_figures_that_readme_names_elsewhere_are_those_of_the_files(pages: dict[str, ModuleType]) -> None:
+    leak = pages["claims"].chosen(read_all(BENCHMARKS / "results"), "answer_key", "leakage/*").figures["leakage"][0]
+    head = (BENCHMARKS.parent / "README.md").read_text().partition("<!-- results -->")[0]
+    said = re.findall(r"(\d[\d.]*) points\s+\[(\d[\d.]*), (\d[\d.]*)\]", head)
+    assert said == [tuple(f"{leak[name]:.1f}" for name in ("inflation", "low", "high"))] * len(said)
+
+
+def test_a_gpu_file_is_picked_up_by_its_name(pages: dict[str, ModuleType], tmp_path: Path) -> None:
+    results = read_all(BENCHMARKS / "results")
+    cpu = [result for result in results if not result.on_gpu]
+    assert "No figure here comes from a GPU" in pages["page"].block(cpu)
+    path = tmp_path / "hashing_h100.json"
+    on_cpu = {"rows": 1, "ours_over_copy": 0.5, "rows_per_second": {"ours": 1}}  # of the processor beside the GPU
+    gpu = {"share_of_copy": {"int64": 0.97, "text": 0.42}, "bytes_per_second": {"int64": 2e12, "text": 9e11}}
+    path.write_text(json.dumps({"hardware": {"device": "cuda", "gpu": "NVIDIA H100"}, "gpu": gpu, "int64": on_cpu}))
+    both = [*cpu, read(path)]
+    block = pages["page"].block(both)
+    assert "No figure here comes from a GPU" not in block + pages["prose"].text(both)
+    assert "`hashing_h100.json`" in block
+    table = block.partition("On a GPU:")[2]
+    assert "XXH64 of int64" not in table
+    assert "| XXH64 kernels on the GPU | 42% to 97% of | a copy on the device, by bytes moved |" in table
+    assert "- [hashing_h100.json](hashing_h100.json): NVIDIA H100, date not recorded" in pages["page"].page(both)
+
+
+def test_markers_and_figures_that_are_missing_are_named(pages: dict[str, ModuleType]) -> None:
+    with pytest.raises(ValueError, match=r"^README.md: the markers <!-- results --> and .* are missing"):
+        pages["page"].replaced("# recsys\n", "| a |")
+    assert pages["page"].replaced("a\n<!-- results -->\nold\n<!-- /results -->\nb\n", "new") == (
+        "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
+    )
+    with pytest.raises(ValueError, match=r"no result file of hashing holds int64/\*: run benchmarks/bench_hashing.py"):
+        pages["claims"].chosen([], "hashing", "int64/*")
