@@ -376,9 +376,9 @@ def _at_scale(results: Sequence[Result]) -> Iterator[str]:
     with suppress(ValueError):
         page, gpu = figures("youtube_scale", "scores_per_second")
         yield (
-            f"Of a world of {page['users'] / 1e6:,.0f} million users and {page['videos'] / 1e6:,.1f} million videos, "
-            f"all videos are ranked exactly, with all metrics, at {page['scores_per_second'] / 1e9:,.0f} billion scores "
-            f"a second, {page['share_of_product']:.0%} of the bare product ({gpu})."
+            f"All videos of a world of {page['users'] / 1e6:,.0f} million users and {page['videos'] / 1e6:,.1f} "
+            f"million videos are ranked exactly, with all metrics, at {page['scores_per_second'] / 1e9:,.0f} billion "
+            f"scores a second, {page['share_of_product']:.0%} of the bare product ({gpu})."
         )
 
 
