@@ -12,6 +12,7 @@ from recsys import config, tracking
 from recsys.evaluation.estimates import CORRECTIONS, Estimate, estimate
 from recsys.evaluation.metrics import METRICS
 from recsys.run import Run
+from recsys.verdicts import Comparison
 
 ALPHA = 0.05
 MORE_IS_BETTER = (*METRICS, "auc", "grouped_auc", "gap_closed")
@@ -25,8 +26,11 @@ def compare(
     names: Sequence[str] | None = None,
     *,
     correction: str = "holm",
-) -> pl.DataFrame:
+) -> Comparison:
     """One row a configuration and metric, the seeds of a configuration aggregated.
+
+    >>> recsys.compare([other, run], ["recall@20", "ndcg@20"]).select("metric", "label", "seeds").rows()[:2]
+    [('recall@20', 'Popularity', 1), ('recall@20', 'ALS', 1)]
 
     Args:
         runs: finished runs or their directories, measured on the same data.
@@ -36,7 +40,7 @@ def compare(
         correction: of p over the configurations that are compared by one metric: "holm" (whether any verdict errs) or
             "benjamini_hochberg" (what share of the verdicts does).
 
-    Returns:
+    Returns: a Polars DataFrame, drawn in a notebook:
         label: the model, and the keys in which configurations of that model differ;
         metric; seeds: how many; trials: settings that were tried on validation before, where the configuration says so;
         value: the mean over seeds;
@@ -86,7 +90,7 @@ def compare(
         ]
         _corrected(of_metric, correction)
         rows += of_metric
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return Comparison(rows, infer_schema_length=None)
 
 
 def beside(run: Run | Path | str, metrics: Sequence[str] | None = None, *, correction: str = "holm") -> pl.DataFrame:
@@ -135,6 +139,9 @@ def agreement(
     runs: Sequence[Run | Path | str], truth: str = "utility/clicks@20", metrics: Sequence[str] | None = None
 ) -> pl.DataFrame:
     """How often a metric picks of two models the one that is truly better, on a world that knows.
+
+    >>> recsys.agreement([other, run], metrics=["recall@20"])["agreement"].to_list()
+    [1.0]
 
     Args:
         runs: of one world, by any splits; those of one split are compared with each other. Seeds of one configuration
@@ -185,7 +192,7 @@ def _agree(ours: list[Run], theirs: list[Run], metric: str, truth: str) -> float
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each run: its model, and the keys in which runs of that model differ, seed aside."""
-    names = [run.manifest["model"].rpartition(".")[2] for run in runs]
+    names = [run.name for run in runs]
     flats = [config.flat(run.config) for run in runs]
     answers = []
     for name, flat in zip(names, flats, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,14 @@ MAIN_CONFIG = "train"
 class ConfigError(ValueError):
     """A key, an option or a value that does not fit. Always one line."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [str(self)]
+
+
+class UnknownKey(ConfigError):
+    """A key that what is built does not take: a slip of the pen, or a file of another version."""
+
 
 def config_dir() -> Path:
     """The configs folder: the checkout's where there is one, else the one in the wheel."""
@@ -34,12 +43,14 @@ def config_dir() -> Path:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The hint at the end of an error: the choice most like the word, or all of them when few."""
+    """The hint at the end of an error: the choice most like the word, and all of them where few and none is near."""
     choices = sorted(set(choices))
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"choose from {', '.join(choices[:20])}" if choices else "there is none to choose"
+    listed = ", ".join(choices[:20])
+    if not close:
+        return f"choose from {listed}" if choices else "there is none to choose"
+    sure = len(choices) > 20 or difflib.SequenceMatcher(None, close[0], word).ratio() >= 0.65
+    return f"did you mean {close[0]}?" + ("" if sure else f" There are {listed}")
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -181,18 +192,21 @@ def target(node: DictConfig) -> Any:
     name = node.get("_target_")
     if name is None:
         raise ConfigError(f"{where} has no _target_ to build")
+    logging.getLogger("hydra.utils").disabled = True  # it would say the same, in lines of its own
     try:
         return get_object(name)
     except ImportError as error:
-        raise ConfigError(f"{where}._target_={name}: {_first_line(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        hint = "PYTHONPATH=. recsys … finds modules of the folder you are in"
+        raise ConfigError(f"{where}._target_={name}: {_first_line(cause)}; {hint}") from error
 
 
 def _check_targets(node: DictConfig, where: str) -> None:
     """Hold every node that names a target against that target's signature."""
-    from hydra.utils import get_object
-
-    if target := node.get("_target_"):
-        check_arguments(get_object(target), node, where)
+    if "_target_" in node:
+        check_arguments(target(node), node, where)
     for key in node:
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             _check_targets(node[key], f"{where}.{key!s}")
@@ -210,7 +224,7 @@ def check_arguments(target: Callable[..., Any], node: DictConfig, where: str) ->
         if str(key).startswith("_"):
             continue
         if key not in known and not takes_any:
-            raise ConfigError(f"unknown key {where}.{key!s}: {nearest(str(key), known)}")
+            raise UnknownKey(f"unknown key {where}.{key!s}: {nearest(str(key), known)}")
         if OmegaConf.is_missing(node, key):
             raise ConfigError(f"{where}.{key!s} is required: give {where}.{key!s}=…")
         value = node[key]
@@ -265,6 +279,8 @@ def check_type(value: Any, hint: Any, where: str) -> Any:
 def _expectation(item: Any, value: Any) -> str:
     message = str(item["msg"]).removeprefix("Input should be ")
     message = re.sub(r", unable to parse.*", "", message)
+    if message == "an instance of Sequence" or item["type"] in ("sequence_str", "list_type", "tuple_type"):
+        return f"expected a list, as [{value}]"
     if item["type"] == "literal_error":
         options = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         return f"expected {message} ({nearest(str(value), options)})"
@@ -294,6 +310,33 @@ def _groups() -> dict[str, list[str]]:
     return groups
 
 
+def check_flags(arguments: Iterable[str]) -> None:
+    """Hold what begins with dashes against the flags that Hydra knows.
+
+    Raises:
+        ConfigError: it knows none like that; keys have no dashes.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    known = get_args_parser()._option_string_actions
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and flag not in known:
+            raise ConfigError(f"unknown flag {argument}: keys have no dashes, write {flag.lstrip('-')}=…")
+
+
+@contextmanager
+def of_file(path: Path) -> Iterator[None]:
+    """Name the file where a configuration that was read from it has a key too many or too few."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (UnknownKey, OmegaConfBaseException) as error:
+        what = f"{path} does not fit this version of recsys (mend it, or train the run again)"
+        raise ConfigError(f"{what}: {_first_line(error)}") from error
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise while composing into a ConfigError of one line."""
@@ -318,6 +361,9 @@ def _unknown(key: str) -> str:
 
 def _explain(error: BaseException) -> str:
     text = str(error)
+    if (override := getattr(error, "override", None)) is not None:  # Hydra's grammar could not read it
+        what = "cannot be read" if "=" in override else "is no key=value"
+        return f"{override} {what}: write key=value, as model=als, with quotes around brackets: 'evaluation.k=[10,20]'"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1).lstrip("+~")
         return _unknown(key)

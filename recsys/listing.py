@@ -20,6 +20,9 @@ SWEEP = "sweep.json"  # in the folder that holds a sweep's runs
 def runs(dir: Path | str = "runs") -> pl.DataFrame:
     """Every run under a folder, however deep, in order of its path.
 
+    >>> recsys.runs(folder).filter(model="als").select("data", "seed", "state").rows()
+    [('tiny', 0, 'finished')]
+
     Args:
         dir: a folder of runs, of sweeps, or of both.
 

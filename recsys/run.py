@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from torch import Tensor
 
-from recsys import atomic, backend, config, tracking
-from recsys.evaluation.ranking import rank
+from recsys import answers, atomic, backend, config, scorecard, tracking
 from recsys.features.pipeline import FeaturePipeline
 from recsys.features.sampling import NegativeSampling
-from recsys.features.vocabulary import Vocabulary, id_keys
+from recsys.features.vocabulary import Vocabulary
 from recsys.models.base import Ranker, Retriever, score
-from recsys.schema import NUM_RESERVED, UNKNOWN, Column, Interactions, Queries, Schema
+from recsys.overrides import Settings
+from recsys.schema import UNKNOWN, Column, Interactions, Schema
+from recsys.scorecard import Metrics
 
 PRUNED = "pruned.json"  # in the directory of a run that a sweep stopped: why, after which epoch, and its values there
 
 
 class Run:
     """A run directory, read as it is asked for.
+
+    >>> run = recsys.load(path)
+    >>> run
+    Run(...): ALS on tiny, recall@20 0..., ...% of the oracle
 
     Raises:
         ValueError: the directory holds no finished run.
@@ -34,12 +38,39 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not (self.path / tracking.METRICS).exists():
-            state = "holds an unfinished run" if (self.path / tracking.CONFIG).exists() else "holds no run"
-            state = "holds a run that was pruned" if (self.path / PRUNED).exists() else state
-            raise ValueError(f"{self.path} {state}: {tracking.METRICS} is missing")
+            raise ValueError(f"{self.path} {self._state()}")
+
+    def _state(self) -> str:
+        """What a directory without metrics.json is, and what to do about it."""
+        if (self.path / PRUNED).exists():
+            return f"holds a run that was pruned: {tracking.METRICS} is missing; {PRUNED} says why"
+        if (self.path / tracking.CONFIG).exists():
+            return f"holds an unfinished run: {tracking.METRICS} is missing; recsys.resume({str(self.path)!r}) goes on"
+        if not self.path.is_dir():
+            near = [] if not self.path.parent.is_dir() else [p.name for p in self.path.parent.iterdir() if p.is_dir()]
+            return f"holds no run, there is no such folder: {config.nearest(self.path.name, near)}"
+        return f"holds no run: {tracking.METRICS} is missing; recsys.runs({str(self.path)!r}) lists what lies below"
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        try:
+            facts = [f"{self.name} on {self.manifest['data']['name']}", *scorecard.headline(self.metrics)]
+        except ValueError:  # a directory that is damaged can still be named
+            return f"Run({str(self.path)!r})"
+        return f"Run({str(self.path)!r}): {', '.join(facts)}"
+
+    def _repr_html_(self) -> str:
+        monitor = self.config.get("monitor") or ("auc" if self.is_ranker else "ndcg@10")
+        curves = {name: self.curves[name].drop_nulls().to_list() for name in self.curves.columns}
+        return scorecard.card(self.name, self.path, self.manifest, self.metrics, curves, f"val/{monitor}")
+
+    @property
+    def name(self) -> str:
+        """The class of its model.
+
+        >>> run.name
+        'ALS'
+        """
+        return self.manifest["model"].rpartition(".")[2]
 
     @staticmethod
     def save_model(path: Path, model: Retriever, data: Any, pipeline: FeaturePipeline | None = None) -> None:
@@ -61,28 +92,70 @@ class Run:
         pipeline.save(path / tracking.PIPELINE)
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """Flat numbers: "test/recall@20", "train/seconds", …; and "queries", which ones a retriever was asked."""
-        return json.loads((self.path / tracking.METRICS).read_text(encoding="utf-8"))
+    def metrics(self) -> Metrics:
+        """Flat numbers: "test/recall@20", "train/seconds", …; and "queries", which ones a retriever was asked.
+
+        >>> run.metrics["test/recall@20"] <= run.metrics["oracle/recall@20"]
+        True
+        """
+        return Metrics(self._read(tracking.METRICS))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Versions, device, seed, data fingerprint, split and leakage report."""
-        return json.loads((self.path / tracking.MANIFEST).read_text(encoding="utf-8"))
+        """Versions, device, seed, data fingerprint, split and leakage report.
+
+        >>> run.manifest["data"]["users"], run.manifest["split"]["kind"]
+        (..., 'global_time')
+
+        Raises:
+            ValueError: it is missing, or lacks what the manifests of this version have.
+        """
+        found = self._read(tracking.MANIFEST)
+        for key in ("model", "seed", "data", "split"):
+            if key not in found:
+                what = f"{self.path / tracking.MANIFEST} has no {key}"
+                raise ValueError(f"{what}: another version of recsys wrote it; train the run again")
+        return found
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """A JSON file of keys and values."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.path / name} is missing: the run was moved in part; train it again") from None
+        except ValueError as error:
+            raise ValueError(f"{self.path / name} holds no JSON ({error}): train the run again") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.path / name} holds no keys and values: train the run again")
+        return found
 
     @cached_property
     def config(self) -> Any:
-        """The resolved configuration."""
-        return config.load(self.path / tracking.CONFIG)
+        """The resolved configuration, shown as YAML.
+
+        >>> run.config.model.embedding_dim
+        8
+        """
+        return Settings(config.load(self.path / tracking.CONFIG))
 
     @cached_property
     def per_user(self) -> pl.DataFrame:
-        """One row a test query, one column a metric."""
+        """One row a test query, one column a metric.
+
+        >>> abs(run.per_user["recall@20"].mean() - run.metrics["test/recall@20"]) < 1e-6
+        True
+        """
+        if not (self.path / tracking.PER_USER).exists():
+            raise ValueError(f"{self.path / tracking.PER_USER} is missing: the run was moved in part; train it again")
         return pl.read_parquet(self.path / tracking.PER_USER)
 
     @cached_property
     def curves(self) -> pl.DataFrame:
-        """What was measured while training, one row an epoch or sweep; resumed parts joined."""
+        """What was measured while training, one row an epoch or sweep; resumed parts joined.
+
+        >>> run.curves.columns[:3]
+        ['epoch', 'step', 'train/loss']
+        """
         parts = [
             pl.read_csv(file)
             for file in sorted(
@@ -98,6 +171,9 @@ class Run:
     def users(self) -> Vocabulary:
         """User ids known by the test cut.
 
+        >>> run.users.ids.name, len(run.users.ids) == run.users.ids.n_unique()
+        ('id', True)
+
         Raises:
             ValueError: the run holds a ranker.
         """
@@ -107,18 +183,30 @@ class Run:
 
     @cached_property
     def items(self) -> Vocabulary:
-        """Item ids known by the test cut: the candidates."""
+        """Item ids known by the test cut: the candidates.
+
+        >>> run.items.decode(run.items.encode(run.items.ids.head(2))).equals(run.items.ids.head(2))
+        True
+        """
         return Vocabulary.load(self.path / tracking.ITEMS)
 
     @cached_property
     def history(self) -> Interactions:
-        """Each known user's positives up to the test cut; row = user_idx."""
+        """Each known user's positives up to the test cut; row = user_idx.
+
+        >>> user_idx = run.users.encode(run.users.ids.head(1))
+        >>> run.items.decode(run.history.select(user_idx).item_idx).dtype
+        Int64
+        """
         tensors, _ = tracking.read_tensors(self.path / tracking.HISTORY)
         return Interactions(tensors["indptr"], tensors["item_idx"], len(self.items))
 
     @cached_property
     def model(self) -> Any:
         """The trained model, on a GPU where there is one: a Retriever or a Ranker.
+
+        >>> run.model.encode_items(run.items.encode(run.items.ids.head(2))).shape
+        torch.Size([2, 8])
 
         Raises:
             ValueError: the weights are another model's or another schema's.
@@ -128,7 +216,12 @@ class Run:
             made_for: dict[str, Any] = {"columns": [Column(**column) for column in json.loads(metadata["columns"])]}
         else:
             made_for = {"schema": Schema.from_dict(json.loads(metadata["schema"]))}
-        model = config.build(self.config.model, **made_for)
+        try:
+            model = config.build(self.config.model, **made_for)
+        except ValueError as error:
+            version = self.manifest.get("packages", {}).get("recsys", "another version")
+            what = f"{self.path / tracking.CONFIG} was written by recsys {version} and no longer fits"
+            raise ValueError(f"{what}, mend it or train the run again: {error}") from error
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:  # the second line names the first tensor that does not fit
@@ -139,12 +232,20 @@ class Run:
 
     @property
     def is_ranker(self) -> bool:
-        """Whether the run answers `predict`, and not `recommend`."""
+        """Whether the run answers `predict`, and not `recommend`.
+
+        >>> run.is_ranker, ranker.is_ranker
+        (False, True)
+        """
         return not (self.path / tracking.USERS).exists()
 
     @cached_property
     def pipeline(self) -> FeaturePipeline:
-        """The feature pipeline: a ranker's as of the test cut, a retriever's as fitted on train."""
+        """The feature pipeline: a ranker's as of the test cut, a retriever's as fitted on train.
+
+        >>> sorted(ranker.pipeline.transform(rows.head(2)))[:3]
+        ['age_band', 'age_topic', 'country']
+        """
         return FeaturePipeline.load(self.path / tracking.PIPELINE)
 
     def predict(self, rows: Any) -> Tensor:
@@ -152,6 +253,9 @@ class Run:
 
         Args:
             rows: a frame with the columns that the pipeline reads, or one request as a dict, or a list of them.
+
+        >>> ranker.predict(rows.head(2)).shape
+        torch.Size([2])
 
         Raises:
             ValueError: the run holds no ranker, or a column does not fit.
@@ -166,9 +270,11 @@ class Run:
             raise ValueError(f"{self.path} cannot {what}: {type(self.model).__name__} is a {other}")
         return self.model
 
-    @torch.inference_mode()
     def recommend(self, user_ids: Sequence[Any] | pl.Series | None = None, k: int = 100) -> pl.DataFrame:
         """The top k items of each user, without what they already liked.
+
+        >>> run.recommend(run.users.ids.head(1).to_list() + [1], k=2).select("rank", "source").rows()
+        [(1, 'model'), (2, 'model'), (1, 'fallback'), (2, 'fallback')]
 
         Args:
             user_ids: raw ids; None = every known user.
@@ -185,38 +291,13 @@ class Run:
             raise ValueError(f"k must be at least 1, got {k}")
         model = self._of_kind(Retriever, "recommend")
         ids = self.users.ids if user_ids is None else pl.Series("id", user_ids)
-        user_idx = self.users.encode(ids)
-        candidates = torch.ones(len(self.items), dtype=torch.bool)
-        candidates[:NUM_RESERVED] = False
-        queries = Queries(
-            user_idx=user_idx,
-            user_key=torch.from_numpy(id_keys(ids).copy()),
-            history=self.history.select(user_idx),
-            relevant=Interactions.empty(len(ids), len(self.items)),
-            num_cold_relevant=torch.zeros(len(ids), dtype=torch.int64),
-            warm=user_idx != UNKNOWN,
-            candidates=candidates,
-        )
-        top = rank(model.scorer_with_fallback(), queries, min(k, int(candidates.sum())), device=model.device)
-        top = top.cpu()
-        personal = model.personal(queries.to(model.device).batch()).cpu()
-        width = top.shape[1]
-        return pl.DataFrame(
-            {
-                "user_id": ids.gather(torch.arange(len(ids)).repeat_interleave(width).numpy()),
-                "rank": torch.arange(1, width + 1).repeat(len(ids)).numpy(),
-                "item_id": self.items.decode(top.clamp(min=0).flatten()),
-                "source": pl.Series(personal.numpy()).gather(
-                    torch.arange(len(ids)).repeat_interleave(width).numpy()
-                ),
-            }
-        ).with_columns(
-            source=pl.when("source").then(pl.lit("model")).otherwise(pl.lit("fallback"))
-        ).filter(pl.col("item_id").is_not_null())  # fmt: skip
+        return answers.recommend(model, ids, self.users.encode(ids), self.history, self.items, k)
 
-    @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> pl.DataFrame:
         """The k items most like one: by cosine of item vectors, else by what it alone as a history brings.
+
+        >>> run.similar_items(run.items.ids[0], k=3).shape
+        (3, 2)
 
         Raises:
             ValueError: the item is unknown, or the model does not tell items apart.
@@ -226,24 +307,7 @@ class Run:
         if int(item_idx) == UNKNOWN:
             known = [str(i) for i in self.items.ids.head(100_000).to_list()]
             raise ValueError(f"item {item_id!r} is unknown: {config.nearest(str(item_id), known)}")
-        if model.factored:
-            vectors = torch.nn.functional.normalize(
-                model.encode_items(torch.arange(len(self.items), device=model.device)), dim=1
-            )
-            scores = vectors @ vectors[item_idx.to(model.device)[0]]
-        else:
-            # One stranger who liked this item alone, and one who liked nothing.
-            history = Interactions(torch.tensor([0, 1, 1]), item_idx, len(self.items)).to(model.device)
-            strangers = torch.full((2,), UNKNOWN, device=model.device)
-            batch = {"user_idx": strangers, "user_key": strangers, "history": history}
-            scores, without = model.score(batch)
-            if torch.equal(scores, without):
-                raise ValueError(f"{type(model).__name__} knows no similarity of items")
-        scores = scores.float().cpu()
-        scores[:NUM_RESERVED] = -torch.inf
-        scores[item_idx] = -torch.inf
-        best = scores.topk(min(k, len(self.items.ids) - 1))
-        return pl.DataFrame({"item_id": self.items.decode(best.indices), "similarity": best.values.numpy()})
+        return answers.similar(model, int(item_idx), self.items, k)
 
 
 def read_user_ids(text: str, dtype: Any) -> pl.Series:

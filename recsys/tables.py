@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recsys.scorecard import OF_LISTS, of_lists, scores, title
+
 if TYPE_CHECKING:
     import polars as pl
 
+    from recsys.regressions import Change
     from recsys.run import Run
 
-OF_LISTS = ("popularity", "popularity_lift", "novelty", "serendipity", "diversity", "coverage", "gini")
 WIDTH = 140  # where the output is no terminal
 
 
@@ -38,47 +40,10 @@ def show_run(run: Run) -> None:
 
 def show_metrics(metrics: dict[str, Any]) -> None:
     """One line a metric: value, interval, share of the oracle or Bayes' own value; then the lists, then the rest."""
-    columns = ["metric", "value", "95% interval", "share of the oracle", "warm only"]
-    if any(name.startswith("bayes/") for name in metrics):
-        columns[3] = "the truth known"
-    rows = []
-    for name, value in metrics.items():
-        if not name.startswith("test/") or name.count("/") != 1:
-            continue
-        metric = name.removeprefix("test/")
-        if metric.partition("@")[0] in OF_LISTS:
-            continue
-        low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
-        oracle, warm = metrics.get(f"oracle/{metric}"), metrics.get(f"test/warm/{metric}")
-        row = [metric, f"{value:.4f}"]
-        row.append("" if low is None else f"[{low:.4f}, {high:.4f}]")
-        best = metrics.get(f"bayes/{metric}")
-        row.append(f"{value / oracle:.1%} of {oracle:.4f}" if oracle else "" if best is None else f"Bayes {best:.4f}")
-        row.append("" if warm is None else f"{warm:.4f}")
-        rows.append(row)
-    for name, value in metrics.items():
-        if name.startswith("utility/"):
-            metric = name.removeprefix("utility/")
-            best = metrics[f"best/{metric}"]
-            rows.append([f"expected {metric}", f"{value:.4f}", "", f"{value / best:.1%} of {best:.4f}", ""])
-    # A column that has nothing to say in any row (no answer key, no intervals) is left out.
-    shown = [c for c in range(len(columns)) if any(row[c] for row in rows)]
-    title = f"{metrics.get('candidates', 'whole catalogue')} ranked"
-    if "test/log_loss" in metrics:
-        title = "rows as shown"
-    elif metrics.get("queries") == "next_in_session":
-        title = f"next in session, {title}"
-    print_table(
-        f"test, {title}",
-        [columns[c] for c in shown],
-        [[row[c] for c in shown] for row in rows],
-    )
-    lists = {name: [k for k in metrics if k.startswith(f"test/{name}@") and k.count("/") == 1] for name in OF_LISTS}
-    lists = {name: found for name, found in lists.items() if found}
-    if lists:
-        cuts = [f"@{name.partition('@')[2]}" for name in next(iter(lists.values()))]
-        cells = [[name, *(f"{metrics[k]:.4f}" for k in found)] for name, found in lists.items()]
-        print_table("what the lists are like", ["", *cuts], cells)
+    print_table(title(metrics), *scores(metrics))
+    header, rows = of_lists(metrics)
+    if rows:
+        print_table("what the lists are like", header, rows)
     rest = {k: v for k, v in metrics.items() if k.split("/")[0] in ("train", "evaluation")}
     sys.stdout.write("  ".join(f"{name} {value:,.4g}" for name, value in rest.items()) + "\n")
 
@@ -93,8 +58,8 @@ def show_comparison(
         import polars as pl
 
         frame = frame.filter(~pl.col("metric").str.split("@").list.first().is_in(OF_LISTS))
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}, differences to {baseline or frame['label'][0]}, p by {correction}"
-    show_differences(title, frame)
+    runs_said = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    show_differences(f"{runs_said}, differences to {baseline or frame['label'][0]}, p by {correction}", frame)
 
 
 def show_differences(title: str, frame: pl.DataFrame) -> None:
@@ -125,6 +90,24 @@ def show_differences(title: str, frame: pl.DataFrame) -> None:
     ]
     shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
     print_table(title, [header[c] for c in shown], [[row[c] for c in shown] for row in rows])
+
+
+def show_changes(changes: Sequence[Change], notes: Sequence[str]) -> None:
+    """What `regressions.compare` found: what to know first, what changed, and how much did not."""
+    from recsys.regressions import LEAST, UNKNOWN
+
+    for note in notes:
+        sys.stdout.write(f"{note}\n")
+    moved = [change for change in changes if change.verdict != "same"]
+    rows = [
+        [c.file, c.figure, f"{c.a:,.4g}", f"{c.b:,.4g}", f"{c.change:+.1%}", f"{c.noise:.1%}", c.verdict] for c in moved
+    ]
+    if rows:
+        print_table("changed beyond noise", ("file", "figure", "A", "B", "change", "noise", ""), rows)
+    sys.stdout.write(
+        f"{len(changes)} figures compared, {len(changes) - len(moved)} the same within noise: the quartiles of the "
+        f"repeats of both, {LEAST:.0%} at least, and {UNKNOWN:.0%} where no repeats are known\n"
+    )
 
 
 def with_interval(row: dict[str, Any], name: str) -> str:

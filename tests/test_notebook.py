@@ -1,148 +1,147 @@
-"""Plots for notebooks hold the numbers they are given; those of runs are in test_run.py."""
+"""What a notebook calls in one line, and what a kernel shows meanwhile."""
 
-from typing import Any
+from pathlib import Path
 
+import nbformat
 import polars as pl
 import pytest
 import torch
+from nbclient import NotebookClient
+from omegaconf import OmegaConf
 
-from recsys.evaluation.calibration import reliability
-from recsys.notebook import plot_agreement, plot_loss_budget, plot_reliability, plot_vectors
+import recsys
+from recsys import config
+from recsys.config import ConfigError
+from recsys.world import logs, oracle
 
-TRUTH = torch.logspace(-3, -0.5, 4000, dtype=torch.float64)
-LABELS = torch.bernoulli(TRUTH, generator=torch.Generator().manual_seed(0))
-BINS = ("bin", "rows", "predicted", "observed", "low", "high", "model")
-
-
-def rows_with(chart: Any, *columns: str) -> pl.DataFrame:
-    """The data set of a chart that has these columns and no others."""
-    (found,) = (rows for rows in chart.to_dict()["datasets"].values() if set(rows[0]) == set(columns))
-    return pl.DataFrame(found)
+WORLD = ("world.num_users=200", "world.num_videos=400")
+QUICK = ("trainer=cpu", "evaluation.k=[3,10]", "evaluation.num_replicates=0")
 
 
-@pytest.mark.parametrize("num_bins", [20, 7])
-def test_reliability_is_that_of_each_model(num_bins: int) -> None:
-    logits = {"right": TRUTH.logit(), "tripled": TRUTH.logit() + 1.1}
-    chart = plot_reliability(logits, LABELS, num_bins)
-    drawn = rows_with(chart, *BINS)
-    for name, values in logits.items():
-        expected, found = reliability(values, LABELS, num_bins), drawn.filter(model=name)
-        assert found["predicted"].to_list() == pytest.approx(expected["predicted"].to_list())
-        assert found["high"].to_list() == pytest.approx(expected["high"].to_list())
-        for point, rate in zip(found["observed"], expected["observed"], strict=True):
-            assert point == pytest.approx(rate) if rate else point is None
-    # No point and no rule lies outside the axes, where a logarithm could not put it.
-    (domain,) = {tuple(layer["encoding"]["y"]["scale"]["domain"]) for layer in chart.to_dict()["layer"]}
-    assert 0 < domain[0] <= drawn["low"].min() < drawn["predicted"].max() <= domain[1] <= 1
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> recsys.Run:
+    return recsys.train("model=popularity", *WORLD, *QUICK, f"hydra.run.dir={tmp_path_factory.mktemp('runs') / 'run'}")
 
 
-def test_a_bin_without_a_positive_has_a_rule_and_no_point() -> None:
-    labels = (TRUTH > 0.1).long()
-    drawn = rows_with(plot_reliability({"m": TRUTH.logit()}, labels, 4), *BINS)
-    assert drawn["observed"].is_null().to_list() == [True, True, True, False]
-    assert (drawn["low"] > 0).all()
+def test_evaluate_measures_a_run_again_or_what_others_predicted(run: recsys.Run) -> None:
+    before = run.metrics["test/recall@3"]
+    assert recsys.evaluate(run)["test/recall@3"] == before
+    again = recsys.evaluate(str(run.path), "evaluation.k=[5]", "evaluation.num_replicates=0")
+    assert before <= again["test/recall@5"] <= run.metrics["test/recall@10"]
+    assert "test/recall@3" not in again
+    truth = pl.DataFrame({"user_id": [1, 2], "item_id": [7, 8]})
+    lists = pl.DataFrame({"user_id": [1, 2], "item_id": [7, 9], "score": [1.0, 1.0]})
+    assert recsys.evaluate(lists, truth=truth, k=[1]).metrics["recall@1"] == 0.5
+    with pytest.raises(ValueError, match="data is for runs"):
+        recsys.evaluate(lists, truth, data=truth)
+    with pytest.raises(ConfigError, match=r"unknown key evaluation\.kk: did you mean evaluation\.k\?"):
+        recsys.evaluate(run, "evaluation.kk=[5]")
 
 
-def test_reliability_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to plot"):
-        plot_reliability({}, LABELS)
+def test_evaluate_takes_the_frame_that_a_run_was_trained_on(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"user_id": [u for u in range(40) for _ in range(5)], "item_id": [*range(10)] * 20})
+    rows = rows.with_columns(timestamp=pl.int_range(pl.len()) + 1_600_000_000)
+    mine = recsys.train("model=popularity", "split=random", *QUICK, f"hydra.run.dir={tmp_path / 'mine'}", data=rows)
+    assert recsys.evaluate(mine, data=rows)["test/hit@3"] == mine.metrics["test/hit@3"]
+    with pytest.raises(ValueError, match="holds a finished run"):
+        recsys.resume(mine.path, data=rows)
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        recsys.resume(tmp_path)
 
 
-def test_agreement_counts_every_row_where_it_lies() -> None:
-    predicted = TRUTH.flip(0)
-    chart = plot_agreement(predicted, TRUTH, num_bins=10)
-    cells = rows_with(chart, "truth", "predicted", "rows", "truth_end", "predicted_end")
-    assert cells["rows"].sum() == len(TRUTH)
-    for cell in cells.iter_rows(named=True):
-        inside = [
-            (values >= cell[name] * (1 + 1e-9)) & (values < cell[f"{name}_end"] * (1 - 1e-9))
-            for name, values in {"truth": TRUTH, "predicted": predicted}.items()
-        ]
-        # The outermost cells also hold what lies beyond the ends.
-        assert cell["rows"] >= int((inside[0] & inside[1]).sum())
-    bands = rows_with(chart, "bin", "truth", "q25", "q50", "q75")
-    twentieths = predicted.view(20, -1)  # in the order of the truth
-    expected = twentieths.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1, interpolation="nearest")
-    assert torch.allclose(bands.select("q25", "q50", "q75").to_torch().T, expected, rtol=0.01)
+def test_load_data_is_what_train_learns_from(run: recsys.Run) -> None:
+    log = recsys.load_data(*WORLD)
+    for name in ("rows", "positives", "users", "items"):
+        assert log.counts[name] == run.manifest["data"][name]
+    mine = recsys.load_data(data=pl.DataFrame({"user_id": [1, 1], "item_id": [3, 4]}))
+    assert mine.counts["rows"] == 2
+    with pytest.raises(ConfigError, match="unknown option data=movilens: did you mean movielens"):
+        recsys.load_data("data=movilens")
 
 
-@pytest.mark.parametrize("values", [torch.full((30,), 0.02), torch.tensor([0.02])])
-def test_agreement_of_one_value(values: torch.Tensor) -> None:
-    cells = rows_with(plot_agreement(values, values), "truth", "predicted", "rows", "truth_end", "predicted_end")
-    assert cells["rows"].to_list() == [len(values)]
+def test_a_world_in_one_line() -> None:
+    world = recsys.make_world("tiny", num_users=200, num_videos=400, start="2026-03-02", surface="feed")
+    assert world == config.build(config.compose(*WORLD, "world.start=2026-03-02", "world.surface=feed").world)
+    log = world.log(days=range(2))
+    assert log.equals(logs.log(world, range(2)))
+    assert set(world.users()["user_id"]) >= set(log["user_id"])
+    assert set(world.videos()["item_id"]) >= set(log["item_id"])
+    some = log.head(20)
+    expected = oracle.relevance(world, some["user_id"].to_torch(), some["item_id"].to_torch())
+    for kind in (pl.Series.to_list, pl.Series.to_numpy, pl.Series.to_torch, pl.Series.clone):
+        assert torch.equal(world.relevance(kind(some["user_id"]), kind(some["item_id"])), expected)
+    with pytest.raises(ConfigError, match=r"unknown key world\.num_usrs: did you mean world\.num_users\?"):
+        recsys.make_world(num_usrs=3)
+    with pytest.raises(ConfigError, match="unknown option world=tny: did you mean tiny"):
+        recsys.make_world("tny")
 
 
-@pytest.mark.parametrize(
-    ("predicted", "truth", "message"),
-    [
-        (torch.zeros(0), torch.zeros(0), "one value a row"),
-        (torch.full((2,), 0.5), torch.full((3,), 0.5), "one value a row"),
-        (torch.tensor([0.0, 0.1]), torch.tensor([0.1, 0.1]), "above 0"),
-    ],
-)
-def test_agreement_that_cannot_be_drawn(predicted: torch.Tensor, truth: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plot_agreement(predicted, truth)
+def test_settings_are_shown_as_yaml_and_stay_a_configuration(run: recsys.Run) -> None:
+    cfg = recsys.settings("model=als", "seed=3")
+    assert OmegaConf.create(repr(cfg)) == cfg
+    assert cfg.model.seed == 3
+    assert repr(run.config) == str(run.config) == (run.path / "config.yaml").read_text()
+    assert config.update(run.config, ["seed=4"]).seed == 4
+    with pytest.raises(ConfigError, match="unknown option model=alz"):
+        recsys.settings("model=alz")
 
 
-def test_vectors_lie_on_the_plane_of_most_variance() -> None:
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.tensor([5.0, 3.0, 1.0, 0.5])
-    turn_DD = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
-    flat_ND = torch.randn(300, 4, generator=generator) * spread
-    vectors_ND = flat_ND @ turn_DD + 7  # the plane does not depend on where the origin is
-    names = [f"t{n % 5}" for n in range(300)]
-    chart = plot_vectors(vectors_ND, names, ["t1", "t0"])
-    (drawn,) = (pl.DataFrame(rows) for rows in chart.to_dict()["datasets"].values())
-    assert dict(drawn["name"].value_counts().rows()) == {"t0": 60, "t1": 60, "other": 180}
-    assert drawn["name"][:180].unique().to_list() == ["other"]  # below the others
-    variance = torch.linalg.eigvalsh(torch.cov(vectors_ND.double().T)).flip(0)
-    for place, (axis, component) in enumerate({"x": "first", "y": "second"}.items()):
-        assert drawn[component].var() == pytest.approx(float(variance[place]))
-        assert f"{float(variance[place] / variance.sum()):.0%}" in chart.to_dict()["encoding"][axis]["title"]
+def test_choices_are_those_of_the_folder() -> None:
+    files = sorted((config.config_dir() / "model").glob("*.yaml"))
+    models = recsys.choices("model")
+    assert models["option"].to_list() == [file.stem for file in files]
+    assert models["about"].str.len_chars().min() > 20
+    assert set(recsys.choices()["group"]) >= {"data", "model", "split", "world", "trainer"}
+    tiny = recsys.choices("world=tiny")
+    cfg = config.compose("world=tiny")
+    assert {f"world.{key}" for key in cfg.world if not key.startswith("_")} == set(tiny["key"])
+    assert tiny.filter(key="world.burst_share").rows() == [
+        ("world.burst_share", "0.02", "videos that went viral in the last burst_days (0: none do)")
+    ]
+    assert "data.columns.user_id" in recsys.choices("data=table")["key"].to_list()
+    with pytest.raises(ConfigError, match="unknown group modl: did you mean model"):
+        recsys.choices("modl")
+    with pytest.raises(ConfigError, match="unknown option model=alz: did you mean als"):
+        recsys.choices("model=alz")
 
 
-def test_vectors_that_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="3 names do not fit"):
-        plot_vectors(torch.zeros(2, 4), ["a", "b", "c"], [])
-    with pytest.raises(ValueError, match="at most 6 names"):
-        plot_vectors(torch.zeros(1, 4), ["a"], [*"abcdefg"])
+CELLS = [
+    """import os, signal, warnings
+warnings.simplefilter("error")
+import recsys
+from recsys import tracking, watch
+words = ("model=mf", "trainer.max_epochs=4", "world.num_users=200", "world.num_videos=400", "trainer=cpu")""",
+    "never = recsys.train(*words, 'hydra.run.dir=never'); never",
+    """report = watch.Watch.report
+def interrupted(self, done, total, measured):
+    if done == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    report(self, done, total, measured)
+watch.Watch.report = interrupted
+recsys.train(*words, "hydra.run.dir=stopped")""",
+    "watch.Watch.report = report; run = recsys.resume('stopped')",
+    "print(run.metrics['test/recall@20'] == never.metrics['test/recall@20'], run.curves.height)",
+]
 
 
-WATERFALL = ("stage", "milliseconds", "now", "above", "low", "high", "what", "said", "top")
-
-
-def budget() -> pl.DataFrame:
-    """As `studies.loss_budget.study` gives it, for two numbers of candidates."""
-    return pl.DataFrame(
-        {
-            "stage": ["best", "whole catalogue", "retrieval", "retrieval"],
-            "candidates": [None, None, 100, 500],
-            "recall": [0.1, 0.4, 0.3, 0.35],
-            "clicks": [2.0, 1.0, 0.75, 1.25],
-            "lost": [None, 1.0, 0.25, -0.25],
-            "low": [None, 0.9, 0.2, -0.3],
-            "high": [None, 1.1, 0.3, -0.2],
-            "milliseconds": [1.0, 50.0, 5.0, 9.0],
-        }
-    )
-
-
-@pytest.mark.parametrize(("candidates", "clicks", "what"), [(None, 0.75, "lost"), (500, 1.25, "won")])
-def test_a_waterfall_falls_from_stage_to_stage(candidates: int | None, clicks: float, what: str) -> None:
-    chart = plot_loss_budget(budget(), candidates)
-    steps = rows_with(chart, *WATERFALL)
-    assert steps["stage"].to_list() == ["best", "whole catalogue", "retrieval"]
-    assert steps["now"].to_list() == [2.0, 1.0, clicks]
-    assert steps["above"].to_list() == [0.0, 2.0, 1.0]
-    assert steps["what"].to_list() == ["all", "lost", what]
-    assert steps["low"][2] == pytest.approx(clicks - 0.05)
-    assert steps["high"][2] == pytest.approx(clicks + 0.05)
-
-
-def test_a_waterfall_without_an_answer_key_is_of_recall() -> None:
-    frame = budget().with_columns(clicks=pl.lit(None, pl.Float64))[1:]
-    steps = rows_with(plot_loss_budget(frame), *WATERFALL)
-    assert steps["now"].to_list() == [0.4, 0.3]
-    with pytest.raises(ValueError, match="candidates=7: the frame has 100, 500"):
-        plot_loss_budget(budget(), 7)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the kernel's own machinery
+def test_a_kernel_shows_a_line_an_interrupt_and_goes_on(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=120, allow_errors=True, resources=resources).execute()
+    imported, trained, stopped, resumed, same = (cell.outputs for cell in notebook.cells)
+    assert imported == []
+    line, shown = trained
+    assert dict(line.data) == {"text/plain": line.data["text/plain"]}
+    assert line.data["text/plain"].startswith("MatrixFactorization: 4 of 4, ")
+    assert "val/ndcg@10 0." in line.data["text/plain"]
+    assert "<table" in shown.data["text/html"]
+    line, said, error = stopped
+    assert line.data["text/plain"].startswith("MatrixFactorization: 2 of 4, ")
+    assert said.data["text/plain"].startswith("Stopping at the next step")
+    assert error.ename == "Interrupted"
+    assert error.traceback == [error.evalue]
+    assert "recsys.resume('stopped')" in error.evalue
+    assert [output.data["text/plain"][:27] for output in resumed] == ["MatrixFactorization: 4 of 4"]
+    assert same[0].text.split() == ["True", "4"]

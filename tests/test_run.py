@@ -10,7 +10,7 @@ import pytest
 
 import recsys
 from recsys.comparison import compare, labels
-from recsys.notebook import plot_shares
+from recsys.plots import plot_shares
 from recsys.run import read_user_ids
 from recsys.training import evaluate
 
@@ -84,6 +84,47 @@ def test_a_loaded_run_answers_like_the_one_that_trained(runs: dict[str, recsys.R
     assert again.metrics == runs["als"].metrics
     with pytest.raises(ValueError, match="holds no run"):
         recsys.load(runs["als"].path.parent / "nothing")
+
+
+def test_folders_that_hold_no_finished_run_say_what_they_hold(runs: dict[str, recsys.Run], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"als_sed holds no run, there is no such folder: did you mean als_seed\?"):
+        recsys.load(runs["als"].path.parent / "als_sed")
+    with pytest.raises(ValueError, match=r"holds no run: metrics\.json is missing; recsys\.runs\('.*'\) lists"):
+        recsys.load(runs["als"].path.parent)
+    shutil.copy(runs["als"].path / "config.yaml", tmp_path)
+    with pytest.raises(ValueError, match=r"holds an unfinished run: .*; recsys\.resume\('.*'\) goes on"):
+        recsys.load(tmp_path)
+    (tmp_path / "pruned.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"was pruned: .*; pruned\.json says why"):
+        recsys.load(tmp_path)
+
+
+NO_FIT = r"config\.yaml was written by recsys 0\.1\.0 and no longer fits.*: unknown key model\.num_sweep: did you mean"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "what", "message"),
+    [
+        ("manifest.json", None, "manifest", r"manifest\.json is missing: the run was moved in part"),
+        ("manifest.json", '{"model": "a.B"}', "manifest", r"manifest\.json has no seed: another version"),
+        ("metrics.json", "{", "metrics", r"metrics\.json holds no JSON \(Expecting"),
+        ("metrics.json", "3", "metrics", "holds no keys and values"),
+        ("per_user.parquet", None, "per_user", r"per_user\.parquet is missing"),
+        ("checkpoints/model.safetensors", None, "model", r"model\.safetensors is missing"),
+        ("config.yaml", "model: {_target_: recsys.models.als.ALS, num_sweep: 2}", "model", NO_FIT),
+    ],
+)
+def test_a_run_of_another_version_or_moved_in_part_says_so_in_one_line(
+    runs: dict[str, recsys.Run], tmp_path: Path, file: str, content: str | None, what: str, message: str
+) -> None:
+    path = shutil.copytree(runs["als"].path, tmp_path / "old")
+    (path / file).unlink()
+    if content is not None:
+        (path / file).write_text(content)
+    run = recsys.load(path)
+    with pytest.raises(ValueError, match=message) as raised:
+        getattr(run, what)
+    assert "\n" not in str(raised.value)
 
 
 def test_compare_labels_what_differs_and_aggregates_seeds(runs: dict[str, recsys.Run]) -> None:

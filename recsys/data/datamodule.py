@@ -15,6 +15,7 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
+from recsys.data import overview
 from recsys.data.candidates import sampled_lists
 from recsys.data.checks import DataError
 from recsys.data.log import Log, row_hashes
@@ -91,6 +92,12 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
             "test_queries": len(self.test),
             "test_queries_of_users_unknown_to_train": int((~self.test.warm).sum()),
         }
+
+    def __repr__(self) -> str:
+        return f"RecDataModule({overview.parts_title(self.log.name, self.report)})"
+
+    def _repr_html_(self) -> str:
+        return overview.parts_html(self.log.name, self.report)
 
     @cached_property
     def train(self) -> Interactions:

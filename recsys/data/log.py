@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from recsys.data import overview
 from recsys.data.checks import DataError
 from recsys.data.files import format_of
 from recsys.features.vocabulary import id_keys, mix64
@@ -47,6 +48,12 @@ class Log:
     world: World | None = None
     past: pl.LazyFrame | None = None
     candidates: pl.LazyFrame | None = None
+
+    def __repr__(self) -> str:
+        return f"Log({overview.title(self)})"
+
+    def _repr_html_(self) -> str:
+        return overview.html(self)
 
 
 def make_log(

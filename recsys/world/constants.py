@@ -5,6 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recsys.world import overview
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
 
 SURFACES = ("homepage", "feed")
 
@@ -84,6 +93,40 @@ class World:
     dislike_bias: float
     reaction_gain: float
     reaction_watch: float
+
+    def log(self, days: range | None = None) -> pl.DataFrame:
+        """Its log: one row an impression, in the columns of `recsys.world.logs.COLUMNS`; all days by default."""
+        from recsys.world import logs
+
+        return logs.log(self, days)
+
+    def users(self) -> pl.DataFrame:
+        """What a platform knows of its users, one row each."""
+        from recsys.world import population
+
+        return population.user_table(self)
+
+    def videos(self) -> pl.DataFrame:
+        """What a platform knows of its videos, one row each."""
+        from recsys.world import population
+
+        return population.video_table(self)
+
+    def relevance(self, user_id: Any, item_id: Any, time: datetime | None = None) -> Tensor:
+        """P(positive | examined) of pairs of raw ids, float64 [N]; see `recsys.world.oracle.relevance`.
+
+        Args:
+            user_id, item_id: whole numbers [N]: a list, an array, a column of a frame or a tensor.
+        """
+        from recsys.world import oracle
+
+        return oracle.relevance(self, _int64(user_id), _int64(item_id), time)
+
+    def __repr__(self) -> str:
+        return f"World({overview.title(self)})"
+
+    def _repr_html_(self) -> str:
+        return overview.html(self)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -191,3 +234,9 @@ class World:
         """How many of the new videos are uploaded up to and including this day, the first being -fresh_days."""
         span = self.num_days + self.fresh_days
         return self.num_new * min(max(day + self.fresh_days + 1, 0), span) // span
+
+
+def _int64(ids: Any) -> Tensor:
+    import torch
+
+    return ids if isinstance(ids, torch.Tensor) else torch.from_numpy(np.array(ids, np.int64))

@@ -13,7 +13,7 @@ import recsys
 from recsys import cli
 from recsys.evaluation.ranking import evaluate, rank
 from recsys.index import ItemIndex
-from recsys.notebook import plot_frontier
+from recsys.plots import plot_frontier
 from recsys.run import Run
 from recsys.schema import Interactions
 from recsys.studies.frontier import Asked, TrueShare, cheapest, lower_bounds, of_run, settings, sweep
@@ -209,9 +209,10 @@ def test_a_flat_index_of_a_run_is_worth_what_the_evaluator_says(run: Run, mask: 
     run.config.evaluation.mask_history = mask
     data = again(run.path)[1].data
     frame = of_run(run, data, ["Flat", "IVF8,Flat"], k=50, singles=5)
-    score = run.model.scorer()
+    model = run.model.cpu()
+    score = model.scorer()
     found = evaluate(score, data.test, k=[20], mask_history=mask, num_replicates=0)
-    known = run.model.personal(data.test.batch())
+    known = model.personal(data.test.batch())
     assert not bool(known.all()), "the fallback answers for nobody: nothing is tested"
     per_user = found.per_user.filter(pl.col("user_key").is_in(data.test.user_key[known].tolist()))
     flat = frame.row(0, named=True)
