@@ -34,16 +34,23 @@ class OptunaSweeper(Sweeper):
         self.config, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:
-        from recsys import config, sweeping
+        from recsys import sweeping
 
-        known = inspect.getfullargspec(sweeping.sweep).kwonlyargs
+        sweeping.show(self.search(arguments))
+
+    def search(self, arguments: list[str]) -> Path:
+        """Do the sweep, or go on with it; its folder."""
+        from recsys import config
+        from recsys.sweeping.search import run
+
+        known = inspect.getfullargspec(run).kwonlyargs
         for name in self.settings.keys() - known:
             raise config.ConfigError(f"unknown key hydra.sweeper.{name}: {config.nearest(name, known)}")
-        config.check_arguments(sweeping.sweep, DictConfig(self.settings), "hydra.sweeper")
+        config.check_arguments(run, DictConfig(self.settings), "hydra.sweeper")
         fixed, drawn = self._read(arguments)
         directory = Path(str(self.config.hydra.sweep.dir))
-        sweeping.sweep(self._compose, directory, fixed, drawn, **self.settings)
-        sweeping.show(directory)
+        run(self._compose, directory, fixed, drawn, **self.settings)
+        return directory
 
     def _read(self, arguments: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
         """What the command line fixes, and what it leaves to the trials, by key.
@@ -83,3 +90,33 @@ class OptunaSweeper(Sweeper):
             run_dir = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir))
             model = str(cfg.hydra.runtime.choices.model)
         return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), run_dir, model
+
+
+def search(words: list[str]) -> Path:
+    """The sweep that these words of a command line mean, without a command line; its folder.
+
+    Raises:
+        ConfigError: a word names no key or option, or cannot be read.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
+    from hydra.types import RunMode
+
+    from recsys.config import MAIN_CONFIG, config_dir, one_line_errors
+
+    before = HydraConfig.instance().cfg
+    try:
+        with one_line_errors(), initialize_config_dir(str(config_dir()), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            cfg = hydra.compose_config(MAIN_CONFIG, words, RunMode.MULTIRUN)
+            context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+            sweeper: Any = Plugins.instance().instantiate_sweeper(
+                config=cfg, hydra_context=context, task_function=lambda _: None
+            )
+            return sweeper.search(list(cfg.hydra.overrides.task))
+    finally:
+        HydraConfig.instance().cfg = before

@@ -1,5 +1,5 @@
 """The command line: recsys train | evaluate | recommend | funnel | resume | compare | features | generate |
-world | study | index | doctor.
+world | study | index | bench | doctor.
 
 Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from recsys.cli_studies import funnel_command, index_command, study_command
 from recsys.options import parsed, whole
-from recsys.tables import print_frame, print_table, show_comparison, show_metrics, show_run, with_interval
+from recsys.tables import (
+    print_frame,
+    print_table,
+    show_changes,
+    show_comparison,
+    show_metrics,
+    show_run,
+    with_interval,
+)
 
 if TYPE_CHECKING:
     from recsys.run import Run
@@ -24,11 +32,12 @@ recsys: a research lab for recommender systems
 
   recsys train [group=option] [key=value] [-m]   train and measure; `recsys train --help` lists the groups
   recsys train -m sweep=optuna model=als,mf hydra.sweeper.n_trials=20 [hydra.sweep.dir=DIR]
-                                                 search for the best values by validation; the same DIR again: goes on
+                                                 search for the best values by validation; the same DIR again: goes on;
+                                                 hydra.sweeper.n_jobs=4: side by side
   recsys resume run=DIR                          go on with a run that was stopped
   recsys evaluate run=DIR [evaluation.k=[5,50]] [queries=next_in_session]
                                                  measure a finished run again; slices=[activity,item_popularity,COLUMN]
-                                                 for parts of its users and items [metrics=[recall@20]]
+                                                 for parts of its users and items [metrics=[recall@20]] [logger=wandb]
   recsys recommend run=DIR users=FILE|1,2,3 [k=100] [out=F.parquet]
   recsys funnel retrievers=DIR,DIR ranker=DIR users=FILE|1,2,3 [k=100] [candidates=1000] [factory=Flat] [diversity=0.1]
                 [caps=creator:5] [exploration=0.02] [fresh=true] [precision=bfloat16] [out=F.parquet]
@@ -50,6 +59,7 @@ recsys: a research lab for recommender systems
                                                  what each stage of that funnel loses, and takes in time
   recsys study debiasing run=DIR [k=20,100] [out=F.parquet]
                                                  logged clicks weighed by propensity, beside the truth
+  recsys bench compare A B                       two files or folders of benchmark results: what B is worse at than A
   recsys doctor                                  versions and devices, with a kernel run on each
 
 Start with:  recsys train model=als
@@ -82,8 +92,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         COMMANDS[command](arguments[1:])
-    except KeyboardInterrupt:
-        _fail("stopped", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        _fail(_with_notes("stopped", stop), EXIT_INTERRUPTED)
     except Exception as error:
         if debug:
             raise
@@ -98,7 +108,11 @@ def _fail_if_expected(error: Exception) -> None:
         text = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {text}"
-        _fail(" ".join(text.split()))
+        _fail(_with_notes(" ".join(text.split()), error))
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
@@ -133,13 +147,16 @@ def _hydra_main(task: Callable[[Any], None]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
+    from recsys.config import check_flags
+
+    check_flags(arguments)
     runs: list[Run] = []
     errors: list[BaseException] = []
 
     def task(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        if any(type(error).__name__ == "Interrupted" for error in errors):
+        if any(isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Interrupted" for error in errors):
             return
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         try:
@@ -151,6 +168,9 @@ def _train(arguments: list[str]) -> None:
         except (Exception, KeyboardInterrupt) as error:
             # Kept for later: Hydra would print lines of its own, and one cell of a grid must not cost the others.
             errors.append(error)
+            unfinished = (run_dir / "config.yaml").exists() and not (run_dir / "metrics.json").exists()
+            if isinstance(error, OSError | KeyboardInterrupt) and unfinished:
+                error.add_note(f"to go on: recsys resume run={run_dir}")
             if run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
 
@@ -172,17 +192,27 @@ def _resume(arguments: list[str]) -> None:
     run_dir = Path(options["run"])
     if not (run_dir / tracking.CONFIG).exists():
         raise ValueError(f"{run_dir} holds no run to resume: {tracking.CONFIG} is missing")
-    show_run(train(config.load(run_dir / tracking.CONFIG), run_dir))
+    with config.of_file(run_dir / tracking.CONFIG):
+        run = train(config.load(run_dir / tracking.CONFIG), run_dir)
+    show_run(run)
 
 
 def _evaluate(arguments: list[str]) -> None:
     changes = [a for a in arguments if a.startswith(("evaluation.", "queries=", "session=", "num_sampled="))]
-    options = parsed([a for a in arguments if a not in changes], required=("run",), optional=("slices", "metrics"))
+    tracked = [a for a in arguments if a.startswith(("logger=", "logger."))]
+    own = [a for a in arguments if a not in changes + tracked]
+    options = parsed(own, required=("run",), optional=("slices", "metrics"))
     by, metrics = (options.get(name, "").strip("[]").split(",") for name in ("slices", "metrics"))
     from recsys.training import evaluate, sliced
 
     if by == [""]:
-        show_metrics(evaluate(Path(options["run"]), changes))
+        found = evaluate(Path(options["run"]), changes)
+        show_metrics(found)
+        if tracked:
+            from recsys.loggers import record_phase
+            from recsys.run import Run
+
+            record_phase(Run(Path(options["run"])), "evaluate", tracked, found, settings={"changes": changes})
         return
     for name, frame in sliced(Path(options["run"]), by, changes, [m for m in metrics if m]).items():
         shown = [column for column in frame.columns if "/" not in column]
@@ -300,6 +330,18 @@ def _world(arguments: list[str]) -> None:
         _fail("a published statistic is missed", 1)
 
 
+def _bench(arguments: list[str]) -> None:
+    if len(arguments) != 3 or arguments[0] != "compare":
+        raise ValueError("recsys bench: expected `recsys bench compare A B`, two files or folders of results")
+    from recsys.regressions import compare
+
+    changes, notes = compare(Path(arguments[1]), Path(arguments[2]))
+    show_changes(changes, notes)
+    worse = sum(change.verdict == "worse" for change in changes)
+    if worse:
+        _fail(f"{worse} of {len(changes)} figures worse in {arguments[2]}, beyond noise", 1)
+
+
 def _doctor(arguments: list[str]) -> None:
     parsed(arguments)
     from recsys.doctor import examine
@@ -319,6 +361,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study_command,
     "index": index_command,
     "funnel": funnel_command,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

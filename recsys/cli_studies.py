@@ -182,7 +182,7 @@ def index_command(arguments: list[str]) -> None:
         raise ValueError("recsys index: expected `recsys index sweep run=DIR`")
     options = parsed(arguments[1:], required=("run",), optional=("k", "recall", "factories", "out"))
     k = whole(options, "k")
-    from recsys import atomic, config
+    from recsys import atomic, backend, config
     from recsys.run import Run
     from recsys.studies.frontier import cheapest, check_recall, of_run
 
@@ -197,6 +197,8 @@ def index_command(arguments: list[str]) -> None:
     print_frame(f"{run.path}: indexes beside exact search, losses in hundredths", shown, ",.4g")
     if "out" in options:
         atomic.write(Path(options["out"]), frame.write_parquet)
+    if not backend.installed("faiss"):
+        sys.stdout.write("exact search alone: approximate indexes need faiss, pip install 'recsys[cpu]'\n")
     row = cheapest(frame, recall)
     sys.stdout.write(
         f"recall of {recall:g} is kept, 95% sure, at {row['batch_qps']:,.0f} queries/s by\n"

@@ -18,13 +18,14 @@ import pytorch_lightning as lightning
 import torch
 from omegaconf import DictConfig
 
-from recsys import atomic, backend, baselines, config, tasks, tracking
+from recsys import atomic, backend, baselines, config, loggers, tasks, tracking
 from recsys.comparison import LESS_IS_BETTER
 from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
 from recsys.data.log import Log
 from recsys.data.readers import frame
 from recsys.evaluation import slices
 from recsys.evaluation.estimates import RATIOS
+from recsys.evaluation.ranking import cut_offs
 from recsys.fitting import fit
 from recsys.run import PRUNED, Run
 from recsys.watch import Pruned, Watch
@@ -58,13 +59,15 @@ def train(
     if data is not None:
         data = data if isinstance(data, Log) else frame(data)
         cfg = config.with_value(cfg, "data", {FRAME: fingerprint(data)})
-    for group in ("data", "split", "model", "features", "trainer", "logger"):
+    for group in ("data", "split", "model", "features", "trainer"):
         if cfg.get(group) is not None and FRAME not in cfg[group]:
             config.partial(cfg[group])  # a wrong word is said before any work is done
     config.evaluator(cfg)
+    cut_offs(cfg.evaluation.k)
     beside = config.check_type(cfg.evaluation.get("baselines", False), bool, "evaluation.baselines")
     if beside and tasks.of(cfg) is tasks.Ranking:
         raise ValueError("evaluation.baselines=true is for retrievers: compare runs of rankers, as model=logistic")
+    trackers = loggers.trackers(cfg, run_dir)
     checkpoint = _claim(run_dir, cfg)
     seed = config.check_type(cfg.seed, int, "seed")
     device = backend.device(cfg.trainer.accelerator)
@@ -76,77 +79,81 @@ def train(
     model = task.build()
     if cfg.trainer.max_epochs is not None and hasattr(model, "max_epochs"):
         model.max_epochs = config.check_type(cfg.trainer.max_epochs, int, "trainer.max_epochs")
+    if getattr(model, "max_epochs", 1) < 1:
+        raise ValueError(f"max_epochs={model.max_epochs}: expected at least 1")
     task.observe()
     model.to(device)
 
     atomic.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
-    logger = config.build(cfg.logger, run_dir=run_dir)
-    logger.log_hyperparams(config.flat(cfg))
-    batch_size = getattr(model, "batch_size", None)
-    monitor = cfg.monitor or task.monitor
-    watch = Watch(
-        run_dir,
-        model,
-        logger,
-        validate=_validation(cfg, task, monitor),
-        monitor=f"val/{monitor}",
-        patience=config.check_type(cfg.patience, int | None, "patience"),
-        checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
-        resume_from=checkpoint,
-        less_is_better=monitor in LESS_IS_BETTER,
-        progress=progress,
-    )
-    if batch_size != getattr(model, "batch_size", None):
-        task.observe()  # the checkpoint's batch is smaller, because memory was short
-    try:
-        with watch:
-            if not task.solve(watch.report):
-                trainer = config.partial(cfg.trainer)
-                fit(model, task.source, watch, trainer=trainer, observe=task.observe, device=device)
-    except Pruned as reason:
-        logger.finalize("aborted")
-        atomic.write_json(run_dir / PRUNED, {"reason": str(reason), "epoch": watch.epoch, **watch.latest})
-        watch.forget()
-        raise
-    samples = watch.samples or watch.epochs_here * task.num_examples
-    logger.finalize("success")
-    model.to(device).eval()
+    environment = tracking.environment(device)
+    data_facts = {"name": log.name, "files": log.files, "fingerprint": module.fingerprint}
+    with loggers.recorded(cfg, run_dir, trackers, {"data": data_facts, **environment}) as record:
+        batch_size = getattr(model, "batch_size", None)
+        monitor = cfg.monitor or task.monitor
+        watch = Watch(
+            run_dir,
+            model,
+            record,
+            validate=_validation(cfg, task, monitor),
+            monitor=f"val/{monitor}",
+            patience=config.check_type(cfg.patience, int | None, "patience"),
+            checkpoint_seconds=config.check_type(cfg.checkpoint_seconds, float, "checkpoint_seconds"),
+            resume_from=checkpoint,
+            less_is_better=monitor in LESS_IS_BETTER,
+            progress=progress,
+        )
+        if batch_size != getattr(model, "batch_size", None):
+            task.observe()  # the checkpoint's batch is smaller, because memory was short
+        try:
+            with watch:
+                if not task.solve(watch.report):
+                    trainer = config.partial(cfg.trainer)
+                    fit(model, task.source, watch, trainer=trainer, observe=task.observe, device=device)
+        except Pruned as reason:
+            record.metrics = watch.latest
+            atomic.write_json(run_dir / PRUNED, {"reason": str(reason), "epoch": watch.epoch, **watch.latest})
+            watch.forget()
+            raise
+        record.save()
+        samples = watch.samples or watch.epochs_here * task.num_examples
+        model.to(device).eval()
 
-    measured, per_user, counts = task.measure()
-    metrics: dict[str, Any] = {
-        **measured,
-        **watch.latest,
-        "train/seconds": round(watch.seconds, 3),
-        "train/samples_per_second": round(samples / max(watch.seconds, 1e-9), 1),
-        "train/data_wait_share": round(watch.waited / max(watch.seconds, 1e-9), 4),
-    }
-    if batch_size is not None:
-        metrics["train/batch_size"] = model.batch_size
-    if log.world is not None:
-        metrics |= task.truth()
-    task.save(run_dir)
-    if beside:
-        others = baselines.measured(cfg, module, device, seed)
-        atomic.write(run_dir / tracking.BASELINES, others.write_parquet)
-        for (name,), rows in others.group_by("baseline", maintain_order=True):
-            metrics |= {f"baselines/{name}/{m}": rows[m].mean() for m in rows.columns if "@" in m}
-    atomic.write(run_dir / tracking.PER_USER, per_user.write_parquet)
-    manifest = {
-        "model": cfg.model["_target_"],
-        "seed": seed,
-        "trials": config.check_type(cfg.get("trials"), int | None, "trials"),
-        "data": {"name": log.name, "files": log.files, "fingerprint": module.fingerprint, **log.counts},
-        "split": module.report,
-        "queries": module.queries,
-        "candidates": module.ranked,
-        "evaluation": counts,
-        **tracking.environment(device),
-    }
-    atomic.write_json(run_dir / tracking.MANIFEST, manifest)
-    atomic.write_json(run_dir / tracking.METRICS, metrics)
-    (run_dir / PRUNED).unlink(missing_ok=True)
-    watch.forget()
-    return Run(run_dir)
+        measured, per_user, counts = task.measure()
+        metrics: dict[str, Any] = {
+            **measured,
+            **watch.latest,
+            "train/seconds": round(watch.seconds, 3),
+            "train/samples_per_second": round(samples / max(watch.seconds, 1e-9), 1),
+            "train/data_wait_share": round(watch.waited / max(watch.seconds, 1e-9), 4),
+        }
+        if batch_size is not None:
+            metrics["train/batch_size"] = model.batch_size
+        if log.world is not None:
+            metrics |= task.truth()
+        task.save(run_dir)
+        if beside:
+            others = baselines.measured(cfg, module, device, seed)
+            atomic.write(run_dir / tracking.BASELINES, others.write_parquet)
+            for (name,), rows in others.group_by("baseline", maintain_order=True):
+                metrics |= {f"baselines/{name}/{m}": rows[m].mean() for m in rows.columns if "@" in m}
+        atomic.write(run_dir / tracking.PER_USER, per_user.write_parquet)
+        manifest = {
+            "model": cfg.model["_target_"],
+            "seed": seed,
+            "trials": config.check_type(cfg.get("trials"), int | None, "trials"),
+            "data": {**data_facts, **log.counts},
+            "split": module.report,
+            "queries": module.queries,
+            "candidates": module.ranked,
+            "evaluation": counts,
+            **environment,
+        }
+        atomic.write_json(run_dir / tracking.MANIFEST, manifest)
+        atomic.write_json(run_dir / tracking.METRICS, metrics)
+        record.metrics = metrics
+        (run_dir / PRUNED).unlink(missing_ok=True)
+        watch.forget()
+        return Run(run_dir)
 
 
 def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> dict[str, Any]:
@@ -166,12 +173,13 @@ def again(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> tuple
     """A finished run and its task over its own data, as `evaluate` measures it; see there."""
     run = Run(run_dir)
     cfg = config.update(run.config, changes)
-    device = backend.device(cfg.trainer.accelerator)
-    log = _log(cfg, data if data is None or isinstance(data, Log) else frame(data))
-    module = _module(cfg, log, cfg.seed)
-    if module.fingerprint != run.manifest["data"]["fingerprint"]:
-        raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
-    return run, tasks.of(cfg)(cfg, module, device, cfg.seed)
+    with config.of_file(run_dir / tracking.CONFIG):
+        device = backend.device(cfg.trainer.accelerator)
+        log = _log(cfg, data if data is None or isinstance(data, Log) else frame(data))
+        module = _module(cfg, log, cfg.seed)
+        if module.fingerprint != run.manifest["data"]["fingerprint"]:
+            raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
+        return run, tasks.of(cfg)(cfg, module, device, cfg.seed)
 
 
 def sliced(

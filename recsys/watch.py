@@ -15,14 +15,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recsys import atomic, tracking
+from recsys.progress import Bar
 
 
 class Interrupted(Exception):
     """Training was asked to stop; what to resume from is on disk."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [str(self)]
 
 
 class Pruned(Exception):
@@ -81,16 +84,7 @@ class Watch:
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         if self._in_main_thread:
             self._previous_handler = signal.signal(signal.SIGINT, self._on_sigint)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[measured]}"),
-            console=Console(stderr=True),
-            transient=False,
-        )
-        self._task = self._bar.add_task(type(self.model).__name__, total=None, measured="")
+        self._bar = Bar(type(self.model).__name__)
         self._bar.start()
         self._saved_at = self._resumed_at = time.perf_counter()
         return self
@@ -124,7 +118,7 @@ class Watch:
             self.logger.log_metrics({**measured, "epoch": done}, step=done)
         shown = [name for name in ("train/loss", self.monitor) if name in measured]
         text = "  ".join(f"{name} {measured[name]:.4f}" for name in shown)
-        self._bar.update(self._task, completed=done, total=total, measured=text)
+        self._bar.update(done, total, text)
         stale = self._keep_best(measured)
         if self.progress is not None:
             self.progress(done, total, measured)
@@ -140,7 +134,7 @@ class Watch:
             Interrupted: SIGINT came meanwhile; the checkpoint is written.
         """
         self.chunk += 1
-        self._bar.update(self._task, completed=self.epoch + self.chunk / chunks, total=epochs)
+        self._bar.update(self.epoch + self.chunk / chunks, epochs)
         if self.chunk < chunks:
             self._save_or_stop(finished=False)
 
@@ -210,6 +204,7 @@ class Watch:
         if self._asked_to_stop:
             raise Interrupted(
                 f"stopped after {self.epoch} epochs and {self.chunk} chunks; to go on: recsys resume run={self.run_dir}"
+                f" or recsys.resume({str(self.run_dir)!r})"
             )
 
     def _save(self) -> None:

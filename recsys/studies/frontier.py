@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys import atomic, loggers
 from recsys.data.datamodule import RecDataModule
 from recsys.evaluation.ranking import evaluate_lists
 from recsys.faiss_factory import POINTS, check_factory
@@ -354,6 +356,32 @@ def of_run(
         vectors_ND.float().cpu(), torch.cat(parts), chosen, ids=item_idx, k=k, exclude=exclude, seed=seed,
         worth=_worth(run, data, queries, min(at, k, len(item_idx))), **options,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def record(run: Run, frame: pl.DataFrame, best: Mapping[str, Any], words: list[str]) -> None:
+    """Give the trackers that `words` choose, as "logger=wandb", the frontier: its picture, the figures of the best
+    setting and, as an artifact, the index of all items by that setting, beside the frame.
+
+    Args:
+        frame: of `of_run`. best: a row of it.
+
+    Raises:
+        ValueError: a word does not fit.
+    """
+    from recsys.plots import plot_frontier
+
+    item_idx = torch.arange(NUM_RESERVED, len(run.items))
+    vectors_ND = run.model.encode_items(item_idx.to(run.model.device)).float().cpu()
+    index = ItemIndex(vectors_ND, item_idx, factory=best["factory"], search=best["search"], seed=run.config.seed)
+    folder = run.path / loggers.WANDB / "index"  # it stays: what is recorded offline is uploaded from there
+    index.save(folder, key=run.manifest["data"]["fingerprint"])
+    atomic.write(folder / "frontier.parquet", frame.write_parquet)
+    charts = {}
+    with suppress(ValueError):  # more factories than colours
+        charts["frontier"] = plot_frontier(frame)
+    metrics = {f"index/{name}": value for name, value in best.items()}
+    loggers.record_phase(run, "index", words, metrics, charts, {"index": folder})
 
 
 def _known(model: Retriever, queries: Queries, most: int, seed: int) -> Queries:

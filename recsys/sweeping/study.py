@@ -14,6 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from recsys.watch import Pruned
 
 STUDY = "study.db"
+_NAME = "sweep"
+_JOBS = ".jobs"  # locked by the processes of trials that run side by side
+Pruner = tuple[str | None, int, float]  # the arguments of `pruner_of`
 
 
 @contextmanager
@@ -32,11 +35,13 @@ def opened(directory: Path, asked: dict[str, Any], *, less_is_better: bool) -> G
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{directory}: another sweep is running there; choose another hydra.sweep.dir") from None
+        with open(directory / _JOBS, "w") as jobs:  # trials of a sweep that was killed are ending
+            fcntl.flock(jobs, fcntl.LOCK_EX)
         storage = None
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+            storage = _storage(directory)
             way: Literal["minimize", "maximize"] = "minimize" if less_is_better else "maximize"
-            study = optuna.create_study(study_name="sweep", storage=storage, direction=way, load_if_exists=True)
+            study = optuna.create_study(study_name=_NAME, storage=storage, direction=way, load_if_exists=True)
             before = study.user_attrs.get("asked", asked)
             for key in sorted(before.keys() | asked.keys()):
                 was, now = (of.get(key, "(not given)") for of in (before, asked))
@@ -51,8 +56,29 @@ def opened(directory: Path, asked: dict[str, Any], *, less_is_better: bool) -> G
             raise ValueError(f"{path} cannot be used as a study: {str(error).splitlines()[0]}") from error
         finally:
             if storage is not None:
-                storage.remove_session()
-                storage.engine.dispose()
+                _close(storage)
+
+
+@contextmanager
+def attached(directory: Path, trial_id: int, pruner: optuna.pruners.BasePruner) -> Generator[optuna.Trial]:
+    """A trial of a study that another process has opened."""
+    storage = _storage(directory)
+    with open(directory / _JOBS, "w") as jobs:
+        fcntl.flock(jobs, fcntl.LOCK_SH)
+        try:
+            yield optuna.Trial(optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner), trial_id)
+        finally:
+            _close(storage)
+
+
+def _storage(directory: Path) -> optuna.storages.RDBStorage:
+    wait = {"connect_args": {"timeout": 60}}  # seconds, for other processes that write
+    return optuna.storages.RDBStorage(f"sqlite:///{directory / STUDY}", engine_kwargs=wait)
+
+
+def _close(storage: optuna.storages.RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def next_number(study: optuna.Study) -> int:
@@ -104,19 +130,20 @@ class _OfOneModel(optuna.pruners.BasePruner):
         self.pruner = pruner
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        view: Any = _Alike(study, trial.user_attrs["model"])
+        view: Any = _Alike(study, trial)
         return self.pruner.prune(view, trial)
 
 
 class _Alike:
-    """A study as a pruner sees it, with the trials of one model."""
+    """A study as a pruner sees it: a trial and the finished ones of its model, whatever runs beside it."""
 
-    def __init__(self, study: optuna.Study, model: str) -> None:
-        self.study, self.model = study, model
+    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.study, self.model, self.number = study, trial.user_attrs["model"], trial.number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.study, name)
 
     def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         found = self.study.get_trials(deepcopy, states)
-        return [trial for trial in found if trial.user_attrs.get("model") == self.model]
+        alike = [trial for trial in found if trial.user_attrs.get("model") == self.model]
+        return [trial for trial in alike if trial.state.is_finished() or trial.number == self.number]

@@ -20,6 +20,7 @@ from recsys.sweeping.plan import GROUPS, words
 from recsys.sweeping.space import text
 from recsys.tables import print_table
 
+PLOT = "sweep.svg"
 ENOUGH = 20  # completed trials, for the importance of keys to be more than chance
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -36,7 +37,7 @@ def trials(directory: Path | str) -> pl.DataFrame:
     Raises:
         ValueError: the folder holds no sweep.
     """
-    found = _summary(Path(directory))
+    found = read(directory)
     rows = [
         {
             "trial": t["trial"], "state": t["state"], "value": t["value"], "best": t["trial"] == found["best"],
@@ -57,7 +58,7 @@ def trials(directory: Path | str) -> pl.DataFrame:
 
 def show(directory: Path | str) -> None:
     """The trials of a sweep as a table, what mattered, and the command line of the best."""
-    found = _summary(Path(directory))
+    found = read(directory)
     test = found["metric"].replace("val/", "test/")
     header = ["trial", "state", found["metric"], test, "seconds", "parameters", ""]
     rows = []
@@ -72,6 +73,8 @@ def show(directory: Path | str) -> None:
         sys.stdout.write(f"what told the best from the rest (PED-ANOVA): {', '.join(shares)}\n")
     if found["best"] is not None:
         best = next(t for t in found["trials"] if t["trial"] == found["best"])
+        if (plot := Path(directory) / PLOT).exists():
+            sys.stdout.write(f"plot: {plot}\n")
         sys.stdout.write(f"best: trial {best['trial']}, {found['metric']} {best['value']:.4f}\n{found['command']}\n")
 
 
@@ -116,7 +119,13 @@ def _importance(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, f
     return {key: round(share, 4) for key, share in found.items() if math.isfinite(share)}
 
 
-def _summary(directory: Path) -> dict[str, Any]:
+def read(directory: Path | str) -> dict[str, Any]:
+    """What `summarise` wrote.
+
+    Raises:
+        ValueError: the folder holds no sweep.
+    """
+    directory = Path(directory)
     try:
         return json.loads((directory / SWEEP).read_text(encoding="utf-8"))
     except FileNotFoundError:
