@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -34,13 +35,25 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     """
     try:
         with beside(path) as temporary:
-            save(temporary)
-    except Exception as error:
-        # safetensors and Polars wrap the system's error in types of their own.
-        if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O" in str(error):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise OSError(getattr(error, "errno", None) or 5, f"cannot write {path}: {reason}") from error
-        raise
+            try:
+                save(temporary)
+            except Exception as error:
+                if not isinstance(error, OSError):
+                    _ask_the_disk(temporary)
+                raise
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise OSError(number, f"cannot write {path}: {os.strerror(number)}") from error
+
+
+def _ask_the_disk(path: Path) -> None:
+    """Write on at the end of a file, as safetensors, Polars and torch hide why they could not.
+
+    Raises:
+        OSError: neither can we.
+    """
+    with path.open("ab") as file:
+        file.write(bytes(1 << 20))
 
 
 def write_text(path: Path, text: str) -> None:

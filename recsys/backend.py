@@ -19,7 +19,10 @@ def version(package: str) -> str | None:
 
 def installed(module: str) -> bool:
     """Whether a module can be found, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of a parent, or by what stands in its way
+        return False
 
 
 def device(accelerator: str = "auto") -> torch.device:

@@ -29,7 +29,7 @@ def examine() -> list[State]:
         states.append(_try("torch on CUDA", _torch_cuda))
     else:
         build = "is a CPU build" if torch.version.cuda is None else "sees no device (driver?)"
-        states.append(("torch on CUDA", "missing", f"this torch {build}: pip install -e .[gpu] on a GPU machine"))
+        states.append(("torch on CUDA", "missing", f"this torch {build}: see docs/install.md"))
     states.append(_try("CuPy kernel", _cupy) if backend.installed("cupy") else _missing("CuPy", "gpu"))
     if backend.installed("faiss"):
         states += [_try("faiss on CPU", _faiss_cpu), _try("faiss on GPU", _faiss_gpu)]
@@ -39,7 +39,7 @@ def examine() -> list[State]:
 
 
 def _missing(what: str, extra: str) -> State:
-    return (what, "missing", f"pip install -e .[{extra}]")
+    return (what, "missing", f"pip install 'recsys[{extra}]'")
 
 
 def _try(what: str, check: Callable[[], str]) -> State:
@@ -105,7 +105,7 @@ def _faiss_gpu() -> str:
     import numpy as np
 
     if not hasattr(faiss, "StandardGpuResources"):
-        raise _Absent("this is faiss-cpu: pip uninstall faiss-cpu, then pip install -e .[gpu]")
+        raise _Absent("this is faiss-cpu: pip uninstall faiss-cpu, then pip install 'recsys[gpu]'")
     if not faiss.get_num_gpus():
         raise _Absent("faiss-gpu is installed and sees no device")
     points = np.eye(16, dtype=np.float32)

@@ -38,11 +38,11 @@ def check_factory(factory: str, *, dim: int, num_vectors: int, metric: str, on_g
     if not backend.installed("faiss"):
         if factory == "Flat":
             return
-        raise ValueError(f"factory={factory} needs faiss: pip install recsys[cpu], or factory=exact")
+        raise ValueError(f"factory={factory} needs faiss: pip install 'recsys[cpu]', or factory=exact")
     faiss = faiss_module()
     if factory == "CAGRA":
         if not hasattr(faiss, "GpuIndexCagra"):
-            raise ValueError("factory=CAGRA needs faiss-gpu-cuvs: pip install recsys[cuvs], in place of recsys[gpu]")
+            raise ValueError("factory=CAGRA needs faiss-gpu-cuvs: pip install 'recsys[cuvs]' in place of 'recsys[gpu]'")
         if not on_gpu:
             raise ValueError("factory=CAGRA runs on a GPU alone: device=cuda, or factory=HNSW32")
         return
@@ -113,7 +113,7 @@ def gpus_of(device: str | Sequence[int], factory: str) -> list[int]:
     gpus = [0] if device == "cuda" else [int(gpu) for gpu in device]
     by_torch = factory == "exact" or not backend.installed("faiss")
     if not by_torch and not hasattr(faiss_module(), "StandardGpuResources"):
-        raise ValueError(f"device={device}: this faiss has no GPU; pip install recsys[gpu], or device=cpu")
+        raise ValueError(f"device={device}: this faiss has no GPU; pip install 'recsys[gpu]', or device=cpu")
     there = torch.cuda.device_count() if by_torch else faiss_module().get_num_gpus()
     if not gpus or len(set(gpus)) < len(gpus) or not all(0 <= gpu < there for gpu in gpus):
         raise ValueError(f"device={device}: expected distinct GPUs of the {there} that are there, or device=cpu")

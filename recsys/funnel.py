@@ -67,6 +67,10 @@ class Funnel:
 
     failures: how often each stage failed and with what, since the funnel was made.
 
+    >>> funnel = recsys.Funnel.of_runs({"als": run, "popularity": other}, ranker, log)
+    >>> funnel.recommend(run.users.ids.head(1).to_list(), k=3)["rank"].to_list()
+    [1, 2, 3]
+
     Args:
         sources: where candidates come from, by name; see `sources`.
         items: what item_idx means. item_rows: raw columns of the items, row = item_idx (`data.rows.own_rows`).

@@ -18,12 +18,12 @@ With H the hits in the top K:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-METRICS = ("precision", "recall", "hit", "ndcg", "map", "mrr")
+Metric = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # metric(hits_BN, num_relevant_B, k) -> float64 [B, K]
 
 
 def precision(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
@@ -62,13 +62,50 @@ def reciprocal_rank(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -
     return sums_within(first_BN / _ranks(hits_BN), k)
 
 
-def measure(hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int]) -> Tensor:
-    """All of `METRICS` at every K: float64 [B, len(METRICS) * K], in the order of `names(k)`."""
-    functions = (precision, recall, hit, ndcg, average_precision, reciprocal_rank)
-    return torch.cat([function(hits_BN, num_relevant_B, k) for function in functions], dim=1)
+METRICS: dict[str, Metric] = {
+    "precision": precision,
+    "recall": recall,
+    "hit": hit,
+    "ndcg": ndcg,
+    "map": average_precision,
+    "mrr": reciprocal_rank,
+}
 
 
-def names(k: Sequence[int], metrics: Sequence[str] = METRICS) -> list[str]:
+def with_own(own: Mapping[str, Metric] | None) -> dict[str, Metric]:
+    """`METRICS` and others beside them.
+
+    Raises:
+        ValueError: a name is taken, or cannot stand before "@20".
+    """
+    for name in own or {}:
+        if name in METRICS or not name.isidentifier():
+            what = "is one of ours" if name in METRICS else "is no name of letters, digits and _"
+            raise ValueError(f"metrics: {name!r} {what}: choose another")
+    return METRICS | dict(own or {})
+
+
+def measure(
+    hits_BN: Tensor, num_relevant_B: Tensor, k: Sequence[int], metrics: Mapping[str, Metric] = METRICS
+) -> Tensor:
+    """All metrics at every K: float64 [B, len(metrics) * K], in the order of `names(k, metrics)`.
+
+    Raises:
+        ValueError: one of them returns another shape, or a number that is not finite.
+    """
+    found = []
+    for name, metric in metrics.items():
+        values_BK = metric(hits_BN, num_relevant_B, k).double()
+        if values_BK.shape != (len(hits_BN), len(k)):
+            shape = list(values_BK.shape)
+            raise ValueError(f"metric {name} returned the shape {shape}, expected [{len(hits_BN)}, {len(k)}]")
+        if not bool(values_BK.isfinite().all()):
+            raise ValueError(f"metric {name} is NaN or infinite for some user: give every user a number")
+        found.append(values_BK)
+    return torch.cat(found, dim=1)
+
+
+def names(k: Sequence[int], metrics: Iterable[str] = METRICS) -> list[str]:
     """ "recall@20" and the like, the columns of `measure`."""
     return [f"{metric}@{cut}" for metric in metrics for cut in k]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 
 from recsys.evaluation import beyond
 from recsys.evaluation.beyond import Items
-from recsys.evaluation.metrics import METRICS, measure, names
+from recsys.evaluation.metrics import Metric, measure, names, with_own
 from recsys.evaluation.significance import percentile_ends, replicate_sums
 from recsys.evaluation.topk import NEVER, best, top_k
 from recsys.schema import Queries, UserBatch
@@ -39,6 +39,7 @@ Result = TypeVar("Result")
 # By device type, the latter for accelerators.
 _PART = {"cpu": 1024}, 8192  # queries that are measured together: sums do not depend on memory or threads
 _BLOCK_BYTES = {"cpu": 2**24}, 2**30  # largest useful block of scores: beyond it a CPU's cache misses
+_FEWEST_ROWS = 32  # of a block that memory allows: for each block all item vectors are read
 _BYTES_A_SCORE = 6  # memory of a block, in blocks of scores: the scorer's temporaries and ours
 
 
@@ -94,7 +95,7 @@ def rank(
     Raises:
         ValueError: k < 1, scores of another shape than [B, I], or a NaN score; the message names the user.
     """
-    (k,) = _cut_offs([k])
+    (k,) = cut_offs([k])
     lists = _ranker(score, queries, k, memory_bytes, device, seed, mask_history)
     parts = list(_spread(lambda part: lists(part).cpu(), queries, device, progress))
     return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
@@ -112,6 +113,7 @@ def evaluate(
     num_replicates: int = 1000,
     confidence: float = 0.95,
     items: Items | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rank the whole catalogue (or the list of each query that brings one) and measure every metric at every K in the
@@ -129,20 +131,22 @@ def evaluate(
             stay relevant.
         num_replicates: bootstrap replicates; 0: no intervals.
         items: what is known of them; None: nothing beyond accuracy is measured.
+        metrics: others by name, beside those of `evaluation.metrics` and functions of the same kind.
 
     Raises:
         ValueError: as in `rank`, or no query has a relevant item, or ranks were given different queries.
     """
     cuts, depth = _depth(k, queries, confidence)
+    functions = with_own(metrics)
     lists = _ranker(score, queries, depth, memory_bytes, device, seed, mask_history)
     items = items and items.to(device)
 
     def measured(part: Queries) -> _Measured:
-        return _measured(part, lists(part), cuts, mask_history, num_replicates, seed, items)
+        return _measured(part, lists(part), cuts, functions, mask_history, num_replicates, seed, items)
 
     began = time.perf_counter()
     parts = _spread(measured, queries, device, progress, *_process())
-    return _evaluation(parts, queries, cuts, confidence if num_replicates else None, items, began)
+    return _evaluation(parts, queries, cuts, functions, confidence if num_replicates else None, items, began)
 
 
 def evaluate_lists(
@@ -155,6 +159,7 @@ def evaluate_lists(
     num_replicates: int = 1000,
     confidence: float = 0.95,
     items: Items | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Measure lists that are there already, wherever they came from. Each process measures what it is given, alone.
 
@@ -170,20 +175,21 @@ def evaluate_lists(
         raise ValueError(f"one list a query is needed: got {len(lists_QK)} lists for {len(queries)} queries")
     began = time.perf_counter()
     cuts, _ = _depth(k, queries, confidence)
+    functions = with_own(metrics)
     starts = iter(range(0, len(queries), _PART[0]["cpu"]))
 
     def measured(part: Queries) -> _Measured:
         start = next(starts)
         lists = lists_QK[start : start + len(part)]
-        return _measured(part, lists, cuts, mask_history, num_replicates, seed, items)
+        return _measured(part, lists, cuts, functions, mask_history, num_replicates, seed, items)
 
     parts = map(measured, queries.blocks(_PART[0]["cpu"]))
-    return _evaluation(parts, queries, cuts, confidence if num_replicates else None, items, began)
+    return _evaluation(parts, queries, cuts, functions, confidence if num_replicates else None, items, began)
 
 
 def _depth(k: Sequence[int], queries: Queries, confidence: float) -> tuple[list[int], int]:
     """Cut-offs, and how long lists must be for them; warns where there are not so many candidates."""
-    cuts, num_candidates = _cut_offs(k), int(queries.candidates.sum())
+    cuts, num_candidates = cut_offs(k), int(queries.candidates.sum())
     if cuts[-1] > num_candidates:
         warnings.warn(
             f"k={cuts[-1]} is beyond the catalogue of {num_candidates} candidates: the missing ranks count as misses",
@@ -198,6 +204,7 @@ def _evaluation(
     parts: Iterable[_Measured],
     queries: Queries,
     cuts: list[int],
+    functions: Mapping[str, Metric],
     confidence: float | None,
     items: Items | None,
     began: float,
@@ -214,7 +221,7 @@ def _evaluation(
         columns.append(part.columns)
     if counts["queries"] == 0:
         raise ValueError(f"none of {len(queries)} queries has a relevant item: there is nothing to measure")
-    keys = names(cuts, METRICS if items is None else (*METRICS, *items.names))
+    keys = names(cuts, functions if items is None else (*functions, *items.names))
     user_idx, user_key, num_relevant, warm, values, *query_key = map(torch.cat, zip(*columns, strict=True))
     per_user = {"user_idx": user_idx, "user_key": user_key, "num_relevant": num_relevant, "warm": warm}
     per_user |= dict(zip(("query_key",), query_key, strict=False))
@@ -255,6 +262,7 @@ def _measured(
     part: Queries,
     item_idx: Tensor,
     cuts: list[int],
+    functions: Mapping[str, Metric],
     mask_history: bool,
     num_replicates: int,
     seed: int,
@@ -266,8 +274,8 @@ def _measured(
     hits = _hits(item_idx, relevant_key, part.num_items)
     keep = num_relevant > 0
     warm = part.warm & (num_known > 0)
-    values, user_key = measure(hits[keep], num_relevant[keep], cuts), part.user_key[keep]
-    warm_values = measure(hits[warm], num_known[warm], cuts)
+    values, user_key = measure(hits[keep], num_relevant[keep], cuts, functions), part.user_key[keep]
+    warm_values = measure(hits[warm], num_known[warm], cuts, functions)
     exposure = popularity_sums = torch.zeros(())
     if items is not None:
         found = beyond.measure(item_idx, hits, items, cuts)
@@ -302,8 +310,12 @@ def _list_lengths(queries: Queries) -> dict[str, int]:
     return {"list_shortest": int(length_Q.min()), "list_longest": int(length_Q.max())}
 
 
-def _cut_offs(k: Sequence[int]) -> list[int]:
-    """Ascending and without duplicates."""
+def cut_offs(k: Sequence[int]) -> list[int]:
+    """Cut-offs ascending and without duplicates.
+
+    Raises:
+        ValueError: there is none, or one below 1.
+    """
     cuts = sorted({int(cut) for cut in k})
     if not cuts or cuts[0] < 1:
         raise ValueError(f"k must be one or more numbers of at least 1, got {list(k)}")
@@ -479,7 +491,7 @@ def _block_rows(num_items: int, device: torch.device, memory_bytes: int | None) 
     """Users to score at a time, by each of the threads."""
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 4
-    largest = _BLOCK_BYTES[0].get(device.type, _BLOCK_BYTES[1])
+    largest = max(_BLOCK_BYTES[0].get(device.type, _BLOCK_BYTES[1]), 4 * num_items * _FEWEST_ROWS)
     rows = min(largest, memory_bytes // (_BYTES_A_SCORE * _workers(device))) // (4 * num_items)
     return 2 ** (rows.bit_length() - 1) if rows > 1 else 1  # whole vectors: products are far faster
 

@@ -130,8 +130,17 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """The inverse of `save`."""
-        return cls.of_table(pl.read_parquet(Path(path)))
+        """The inverse of `save`.
+
+        Raises:
+            ValueError: the file is damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls.of_table(pl.read_parquet(Path(path)))
+        except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as error:
+            what = str(error).splitlines()[0]
+            raise ValueError(f"{path} is no table of ids ({what}): copy it again, or train the run again") from error
 
     def table(self) -> pl.DataFrame:
         """One column `id`; row r has index r + 2. A null at the end is a value of its own."""
