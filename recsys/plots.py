@@ -1,4 +1,7 @@
-"""Plots with Altair: of runs, of studies, of predicted probabilities and of vectors."""
+"""Plots with Altair: of runs, of studies, of predicted probabilities and of vectors.
+
+In a notebook all of Altair's charts are shown as pictures from the moment this is imported, see `recsys.pictures`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 
-from recsys import config
+from recsys import config, pictures
 from recsys.comparison import compare, labels
 from recsys.evaluation.calibration import NUM_BINS, reliability
+from recsys.progress import in_kernel
 from recsys.run import Run
 
 if TYPE_CHECKING:
     import altair as alt
     from torch import Tensor
+
+if in_kernel():
+    pictures.use()
 
 # Okabe and Ito: safe for the colour-blind.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -51,7 +58,7 @@ def plot_curves(runs: Sequence[Run], metric: str = "val/ndcg@10") -> alt.Chart:
         .encode(
             x=alt.X("epoch:Q", title="epoch or sweep", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
-            color=alt.Color("model:N", title=None),
+            color=alt.Color("model:N", title=None, scale=alt.Scale(range=_COLOURS)),
             detail="seed:N",
         )
         .properties(width=420, height=260)
@@ -75,7 +82,8 @@ def plot_metrics(runs: Sequence[Run], metrics: Sequence[str] = ("recall@20", "nd
         rows = table.filter(metric=metric)
         base = alt.Chart(rows).encode(x=alt.X("label:N", title=None, sort=rows["label"].to_list()))
         bars = base.mark_bar(width=28).encode(
-            y=alt.Y("value:Q", title=metric), color=alt.Color("label:N", title=None, legend=None)
+            y=alt.Y("value:Q", title=metric),
+            color=alt.Color("label:N", title=None, legend=None, scale=alt.Scale(range=_COLOURS)),
         )
         whiskers = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
         layers = [bars, whiskers]

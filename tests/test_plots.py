@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import altair as alt
 import polars as pl
 import pytest
 import torch
 
+from recsys import pictures
 from recsys.evaluation.calibration import reliability
 from recsys.plots import plot_agreement, plot_loss_budget, plot_reliability, plot_vectors
 
@@ -18,6 +20,21 @@ def rows_with(chart: Any, *columns: str) -> pl.DataFrame:
     """The data set of a chart that has these columns and no others."""
     (found,) = (rows for rows in chart.to_dict()["datasets"].values() if set(rows[0]) == set(columns))
     return pl.DataFrame(found)
+
+
+def test_a_chart_is_a_picture_that_needs_no_network() -> None:
+    chart = plot_vectors(torch.eye(3), ["a", "b", "c"], ["a"])
+    with alt.renderers.enable("default"):
+        pictures.use()
+        assert alt.renderers.active == pictures.NAME
+        found = chart._repr_mimebundle_()
+        assert found["image/svg+xml"].startswith("<svg")
+        assert "http" not in found["image/svg+xml"].replace("http://www.w3.org/", "")
+        assert found[f"application/vnd.vegalite.v{alt.SCHEMA_VERSION[1]}+json"]["data"]
+        assert "text/html" not in found
+    with alt.renderers.enable("json"):
+        pictures.use()
+        assert alt.renderers.active == "json"  # somebody's choice
 
 
 @pytest.mark.parametrize("num_bins", [20, 7])
