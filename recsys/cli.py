@@ -54,6 +54,7 @@ recsys: a research lab for recommender systems
   recsys study leakage [data=…] [split=…] [model=als] [metric=recall@20] [features=…] [out=F.parquet]
                                                  what of test could be known in training, and what that is worth
   recsys index sweep run=DIR [k=100] [recall=0.95] [factories=[IVF64,Flat;HNSW32]] [out=F.parquet]
+                [logger=wandb]
                                                  what approximate indexes of its items lose and gain
   recsys study loss_budget retrievers=DIR,DIR ranker=DIR [candidates=300,1000] [k=100] [users=1000] [out=F.parquet]
                                                  what each stage of that funnel loses, and takes in time

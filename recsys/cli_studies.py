@@ -180,16 +180,19 @@ def index_command(arguments: list[str]) -> None:
     """Factories are parted by semicolons, as they hold commas."""
     if arguments[:1] != ["sweep"]:
         raise ValueError("recsys index: expected `recsys index sweep run=DIR`")
-    options = parsed(arguments[1:], required=("run",), optional=("k", "recall", "factories", "out"))
+    tracked = [a for a in arguments[1:] if a.startswith(("logger=", "logger."))]
+    own = [a for a in arguments[1:] if a not in tracked]
+    options = parsed(own, required=("run",), optional=("k", "recall", "factories", "out"))
     k = whole(options, "k")
-    from recsys import atomic, backend, config
+    from recsys import atomic, backend, config, loggers
     from recsys.run import Run
-    from recsys.studies.frontier import cheapest, check_recall, of_run
+    from recsys.studies.frontier import cheapest, check_recall, of_run, record
 
     recall = config.check_type(options.get("recall", "0.95"), float, "recall")
     check_recall(recall)  # before minutes are spent
     factories = [factory for factory in options.get("factories", "").strip("[]").split(";") if factory]
     run = Run(Path(options["run"]))
+    loggers.trackers(config.compose(*tracked), run.path, "index")  # a wrong word, likewise
     frame = of_run(run, factories=factories or None, k=100 if k is None else k)
     names = {"build_seconds": "build s", "megabytes": "MB", "batch_qps": "queries/s"}
     left_out = [c for c in frame.columns if c.startswith(("single_qps", "precision@")) or c.partition("@")[2].isdigit()]
@@ -204,3 +207,5 @@ def index_command(arguments: list[str]) -> None:
         f"recall of {recall:g} is kept, 95% sure, at {row['batch_qps']:,.0f} queries/s by\n"
         f"  ItemIndex(vectors, ids, factory={row['factory']!r}, search={row['search']!r})\n"
     )
+    if tracked:
+        record(run, frame, row, tracked)

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -392,9 +393,10 @@ def _has_key() -> bool:
         return True
     import netrc
 
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0].split(":")[0]
+    url = os.environ.get("WANDB_BASE_URL")
+    hosts = {urlsplit(url).hostname} if url else {"api.wandb.ai", "api.forge.coreweave.com"}  # old name and new
     try:
-        return host in netrc.netrc(os.environ.get("NETRC")).hosts
+        return not hosts.isdisjoint(netrc.netrc(os.environ.get("NETRC")).hosts)
     except (OSError, netrc.NetrcParseError):
         return False
 

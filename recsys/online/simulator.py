@@ -200,7 +200,12 @@ def _numbers(world: World, day: int, slates: Slates, asked: Visits) -> Tensor:
     check(slates, asked)
     item_SK = slates.item_id
     known = item_SK < ID_SPACE
-    number_SK = noise.unpermute(item_SK.clamp(0, ID_SPACE - 1), ID_SPACE, population.subseed(world, VIDEO_IDS))
+    id_SK, seed = item_SK.clamp(0, ID_SPACE - 1), population.subseed(world, VIDEO_IDS)
+    if world.num_videos < id_SK.numel():  # visits share videos: each is looked up once
+        id_N, place_SK = id_SK.unique(return_inverse=True)
+        number_SK = noise.unpermute(id_N, ID_SPACE, seed)[place_SK]
+    else:
+        number_SK = noise.unpermute(id_SK, ID_SPACE, seed)
     number_SK = torch.where(item_SK >= 0, number_SK, -1)
     there = fresh_range(world, day)[1]  # videos are numbered in the order of their upload
     wrong = ~known | (number_SK >= there)
