@@ -27,7 +27,8 @@ class Comparison(pl.DataFrame):
                 row["metric"], row["label"], *([row["seeds"]] if "seeds" in row else ()), _two_lines(_value(row)),
                 *([_whisker(row, "", rows)] if has_values else ()),
                 *(["" if row["share"] is None else f"{row['share']:.1%}"] if has_share else ()),
-                _two_lines(_difference(row)), _whisker(row, "difference", rows), _said(row, rows),
+                _two_lines(_difference(row)), _whisker(row, "difference", rows),
+                _two_lines(_said(row, rows), ", "),
             ]
             for row in rows
         ]  # fmt: skip
@@ -51,10 +52,10 @@ def _difference(row: dict[str, Any]) -> str:
     return f"{row['difference']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
-def _two_lines(said: str) -> str:
-    """A value above its interval."""
-    value, _, interval = said.partition(" ")
-    return reprs.Markup(f"{reprs.text(value)}<br/><small>{reprs.text(interval)}</small>") if interval else value
+def _two_lines(said: str, at: str = " ") -> str:
+    """A value above its interval, a verdict above its p."""
+    value, _, more = said.partition(at)
+    return reprs.Markup(f"{reprs.text(value)}<br/><small>{reprs.text(more)}</small>") if more else value
 
 
 def _whisker(row: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> str:
@@ -66,7 +67,7 @@ def _whisker(row: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> str:
     known = [other for other in rows if other["metric"] == row["metric"] and other.get(low) is not None]
     ends = [other[low] for other in known] + [other[high] for other in known] + ([0.0] if name else [])
     said = _difference(row) if name else _value(row)
-    return reprs.whisker(row[low], row[value], row[high], (min(ends), max(ends)), said)
+    return reprs.whisker(row[low], row[value], row[high], (min(ends), max(ends)), said, width=80)
 
 
 def _said(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
