@@ -313,7 +313,7 @@ FEW = {"dim": 32, "num_vectors": 3000, "metric": "inner_product", "on_gpu": Fals
         ("", {}, "could not parse"),
         ("Flat,", {}, "could not parse"),
         ("Flat", {"metric": "euclidean"}, "metric=euclidean: expected inner_product or cosine"),
-        ("CAGRA", {}, r"pip install recsys\[cuvs\]"),
+        ("CAGRA", {}, r"pip install 'recsys\[cuvs\]'"),
         ("HNSW32", {"on_gpu": True}, "does not run on a GPU"),
         ("IVF16,PQ8x4fs", {"on_gpu": True}, "does not run on a GPU"),
         ("IVF16,Flat,RFlat", {"on_gpu": True}, "does not run on a GPU"),
@@ -412,7 +412,7 @@ def test_what_is_removed_can_neither_be_updated_nor_removed_but_added() -> None:
 @pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this faiss has a GPU")
 @pytest.mark.parametrize("device", ["cuda", [0, 1]])
 def test_a_faiss_without_gpu_says_so(device: Any) -> None:
-    with pytest.raises(ValueError, match=r"this faiss has no GPU; pip install recsys\[gpu\]"):
+    with pytest.raises(ValueError, match=r"this faiss has no GPU; pip install 'recsys\[gpu\]'"):
         ItemIndex(vectors(4), device=device)
 
 
@@ -433,7 +433,7 @@ def test_without_faiss_flat_is_exact_and_others_name_the_extra(monkeypatch: pyte
     check(ItemIndex.load(tmp_path / "with"), dict(enumerate(given)), queries_BD, 9)
     index.save(tmp_path / "without")
     for act in (partial(ItemIndex, given, factory="HNSW8"), partial(ItemIndex.load, tmp_path / "graph")):
-        with pytest.raises(ValueError, match=r"HNSW8 needs faiss: pip install recsys\[cpu\], or factory=exact"):
+        with pytest.raises(ValueError, match=r"HNSW8 needs faiss: pip install 'recsys\[cpu\]', or factory=exact"):
             act()
     monkeypatch.undo()
     assert ItemIndex.load(tmp_path / "without")._index is not None
