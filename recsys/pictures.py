@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 NAME = "recsys"  # of the renderer, as Altair calls it
+PADDING = 16  # pixels around: a browser may have wider letters than those by which text was placed
+FONTS = "Arial, 'Liberation Sans', Helvetica, 'Nimbus Sans', sans-serif"  # as wide as those
 
 
 def use() -> None:
@@ -22,5 +24,6 @@ def bundle(spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:
     import vl_convert
 
     major = alt.SCHEMA_VERSION.removeprefix("v").partition(".")[0]
-    picture = vl_convert.vegalite_to_svg(spec)
+    picture = vl_convert.vegalite_to_svg({"padding": PADDING} | spec)
+    picture = picture.replace("<svg ", f'<svg font-family="{FONTS}" ', 1).replace(' font-family="sans-serif"', "")
     return {"image/svg+xml": picture, f"application/vnd.vegalite.v{major}+json": spec, "text/plain": "a chart"}

@@ -21,22 +21,25 @@ class Comparison(pl.DataFrame):
             return super()._repr_html_(_from_series=_from_series)
         rows = self.head(MOST_ROWS).to_dicts()
         has_values = any(row.get("low") is not None for row in rows)
+        has_seeds = any(row.get("seeds", 1) != 1 for row in rows)
         has_share = any(row.get("share") is not None for row in rows)
         drawn = [
             [
-                row["metric"], row["label"], *([row["seeds"]] if "seeds" in row else ()), _two_lines(_value(row)),
+                row["metric"], row["label"], *([row["seeds"]] if has_seeds else ()), _two_lines(_value(row)),
                 *([_whisker(row, "", rows)] if has_values else ()),
                 *(["" if row["share"] is None else f"{row['share']:.1%}"] if has_share else ()),
                 _two_lines(_difference(row)), _whisker(row, "difference", rows),
-                _two_lines(_said(row, rows), ", "),
+                _two_lines(_said(row), ", "),
             ]
             for row in rows
         ]  # fmt: skip
-        header = ["metric", "model", *(["seeds"] if "seeds" in rows[0] else []), "value", *([""] if has_values else [])]
+        header = ["metric", "model", *(["seeds"] if has_seeds else []), "value", *([""] if has_values else [])]
         header += [*(["of the oracle"] if has_share else []), "difference", "", "verdict"]
         rest = self.height - len(rows)
         more = f"{rest} more rows: choose with metrics=[…], or look at the frame" if rest else ""
+        bases = {row["label"] for row in rows if row["difference"] is None}
         title = f"{self['label'].n_unique()} compared by {self['metric'].n_unique()} metrics"
+        title += f", differences to {bases.pop()}" if len(bases) == 1 else ""
         return reprs.page(title, reprs.table(header, drawn, left=2), reprs.line([more]))
 
 
@@ -70,14 +73,10 @@ def _whisker(row: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> str:
     return reprs.whisker(row[low], row[value], row[high], (min(ends), max(ends)), said, width=80)
 
 
-def _said(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The verdict in words: than which, and with which p."""
-    bases = [other["label"] for other in rows if other["metric"] == row["metric"] and other["difference"] is None]
+def _said(row: dict[str, Any]) -> str:
+    """The verdict, and with which p."""
     if row["difference"] is None:
-        return "the baseline" if len(bases) == 1 and len(rows) > 1 else ""
+        return ""
     if row["verdict"] is None:
-        return "not known: the variance is not"
-    p = "" if row["p_corrected"] is None else f", p {row['p_corrected']:.2g}"
-    if row["verdict"] == "not told apart":
-        return f"not told apart{f' from {bases[0]}' if len(bases) == 1 else ''}{p}"
-    return f"{row['verdict']}{f' than {bases[0]}' if len(bases) == 1 else ''}{p}"
+        return "not known, the variance is not"
+    return row["verdict"] + ("" if row["p_corrected"] is None else f", p {row['p_corrected']:.2g}")
