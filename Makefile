@@ -16,8 +16,9 @@ OUT ?= runs/bench
 demo: $(VENV)/.demo
 	$(BIN)/recsys train data=world world=tiny model=als
 
+# A test is given one thread; files are shared between a worker a core.
 test: $(STAMP) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
