@@ -26,4 +26,4 @@ def bundle(spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:
     major = alt.SCHEMA_VERSION.removeprefix("v").partition(".")[0]
     picture = vl_convert.vegalite_to_svg({"padding": PADDING} | spec)
     picture = picture.replace("<svg ", f'<svg font-family="{FONTS}" ', 1).replace(' font-family="sans-serif"', "")
-    return {"image/svg+xml": picture, f"application/vnd.vegalite.v{major}+json": spec, "text/plain": "a chart"}
+    return {"image/svg+xml": picture, f"application/vnd.vegalite.v{major}+json": spec, "text/plain": "alt.Chart(...)"}
