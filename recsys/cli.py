@@ -88,7 +88,7 @@ def main() -> None:
         from recsys.config import nearest
 
         _fail(f"unknown command {command}: {nearest(command, COMMANDS)}")
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra prints stacks of its own for every error; with this it lets them through to the lines below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -96,10 +96,14 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         _fail(_with_notes("stopped", stop), EXIT_INTERRUPTED)
     except Exception as error:
-        if debug:
+        if before == "1":
             raise
         _fail_if_expected(error)
         raise
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _fail_if_expected(error: Exception) -> None:
