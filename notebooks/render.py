@@ -27,6 +27,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from recsys import atomic
+from recsys.pictures import FONTS
 
 FOLDER = Path(__file__).resolve().parent
 MOST_BYTES = 300_000  # a page, so that GitHub shows it at once
@@ -37,7 +38,6 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-FONTS = "Arial, 'Liberation Sans', Helvetica, 'Nimbus Sans', sans-serif"  # as wide as that by which Vega places text
 VEGALITE = "application/vnd.vegalite."  # and its version: a chart as a mime bundle
 EMBEDDED = "vegaEmbed"  # stands in the HTML of a chart
 

@@ -191,15 +191,9 @@ def _train(arguments: list[str]) -> None:
 
 def _resume(arguments: list[str]) -> None:
     options = parsed(arguments, required=("run",))
-    from recsys import config, tracking
-    from recsys.training import train
+    from recsys.training import resume
 
-    run_dir = Path(options["run"])
-    if not (run_dir / tracking.CONFIG).exists():
-        raise ValueError(f"{run_dir} holds no run to resume: {tracking.CONFIG} is missing")
-    with config.of_file(run_dir / tracking.CONFIG):
-        run = train(config.load(run_dir / tracking.CONFIG), run_dir)
-    show_run(run)
+    show_run(resume(Path(options["run"])))
 
 
 def _evaluate(arguments: list[str]) -> None:

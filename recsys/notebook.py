@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import polars as pl
 
-from recsys import config, predictions, tracking, training
+from recsys import config, predictions, training
 from recsys.data.log import Log
 from recsys.data.readers import frame
 from recsys.run import Run
@@ -54,10 +54,7 @@ def resume(run_dir: Path | str, data: object | None = None) -> Run:
     Raises:
         ValueError: the directory holds no run, or a finished one, or the data are not those of the run.
     """
-    written = Path(run_dir) / tracking.CONFIG
-    if not written.exists():
-        raise ValueError(f"{run_dir} holds no run to resume: {tracking.CONFIG} is missing")
-    return training.train(config.load(written), Path(run_dir), data=data)
+    return training.resume(Path(run_dir), data)
 
 
 @overload

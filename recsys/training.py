@@ -156,6 +156,19 @@ def train(
         return Run(run_dir)
 
 
+def resume(run_dir: Path, data: Any = None) -> Run:
+    """Go on with a run that was stopped. A run that was trained on a data frame needs it again as `data`.
+
+    Raises:
+        ValueError: the directory holds no run; or as `train`.
+    """
+    written = run_dir / tracking.CONFIG
+    if not written.exists():
+        raise ValueError(f"{run_dir} holds no run to resume: {tracking.CONFIG} is missing")
+    with config.of_file(written):
+        return train(config.load(written), run_dir, data=data)
+
+
 def evaluate(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> dict[str, Any]:
     """Measure a finished run again on its own data, with changes such as "evaluation.k=[5]" or
     "queries=next_in_session".
