@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from recsys.cli_studies import funnel_command, index_command, study_command
-from recsys.options import parsed, whole
+from recsys.options import TRACKERS, parsed, parted, whole
 from recsys.tables import (
     print_frame,
     print_table,
@@ -161,6 +161,8 @@ def _train(arguments: list[str]) -> None:
     def task(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        from recsys import tracking
+
         if any(isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Interrupted" for error in errors):
             return
         run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -173,8 +175,7 @@ def _train(arguments: list[str]) -> None:
         except (Exception, KeyboardInterrupt) as error:
             # Kept for later: Hydra would print lines of its own, and one cell of a grid must not cost the others.
             errors.append(error)
-            unfinished = (run_dir / "config.yaml").exists() and not (run_dir / "metrics.json").exists()
-            if isinstance(error, OSError | KeyboardInterrupt) and unfinished:
+            if isinstance(error, OSError | KeyboardInterrupt) and tracking.unfinished(run_dir):
                 error.add_note(f"to go on: recsys resume run={run_dir}")
             if run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
@@ -197,9 +198,8 @@ def _resume(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    changes = [a for a in arguments if a.startswith(("evaluation.", "queries=", "session=", "num_sampled="))]
-    tracked = [a for a in arguments if a.startswith(("logger=", "logger."))]
-    own = [a for a in arguments if a not in changes + tracked]
+    changes, others = parted(arguments, ("evaluation.", "queries=", "session=", "num_sampled="))
+    tracked, own = parted(others, TRACKERS)
     options = parsed(own, required=("run",), optional=("slices", "metrics"))
     by, metrics = (options.get(name, "").strip("[]").split(",") for name in ("slices", "metrics"))
     from recsys.training import evaluate, sliced

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.options import parsed, whole
+from recsys.options import TRACKERS, parsed, parted, whole
 from recsys.tables import print_frame
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def index_command(arguments: list[str]) -> None:
     """Factories are parted by semicolons, as they hold commas."""
     if arguments[:1] != ["sweep"]:
         raise ValueError("recsys index: expected `recsys index sweep run=DIR`")
-    tracked = [a for a in arguments[1:] if a.startswith(("logger=", "logger."))]
-    own = [a for a in arguments[1:] if a not in tracked]
+    tracked, own = parted(arguments[1:], TRACKERS)
     options = parsed(own, required=("run",), optional=("k", "recall", "factories", "out"))
     k = whole(options, "k")
     from recsys import atomic, backend, config, loggers

@@ -82,7 +82,7 @@ def _row(path: Path) -> dict[str, Any]:
         "sweep": str(path.parent) if (path.parent / SWEEP).exists() else None,
         "trial": trial,
     }
-    return row | {name: v for name, v in metrics.items() if name.startswith("test/") and name.count("/") == 1}
+    return row | tracking.of_test(metrics)
 
 
 def _read(path: Path) -> dict[str, Any]:

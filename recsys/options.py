@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+TRACKERS = ("logger=", "logger.")  # how the words that choose and set trackers begin
+
 
 def parsed(arguments: list[str], required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> dict[str, str]:
     """key=value arguments as a dict; an unknown or a missing key is an error that names the right one."""
@@ -26,3 +28,9 @@ def whole(options: dict[str, str], name: str) -> int | None:
     if not options[name].removeprefix("-").isdigit():
         raise ValueError(f"{name}={options[name]}: expected a whole number")
     return int(options[name])
+
+
+def parted(arguments: list[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The arguments that begin with one of the prefixes, and the others."""
+    chosen = [argument for argument in arguments if argument.startswith(prefixes)]
+    return chosen, [argument for argument in arguments if not argument.startswith(prefixes)]

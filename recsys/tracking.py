@@ -11,9 +11,9 @@ metrics.json       flat numbers, and which queries were asked, written last: a d
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ USERS = "checkpoints/users.parquet"
 ITEMS = "checkpoints/items.parquet"
 HISTORY = "checkpoints/history.safetensors"
 PIPELINE = "checkpoints/pipeline"
+WANDB = "wandb"  # the folder of Weights & Biases
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
@@ -63,56 +64,26 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def files_below(folder: Path) -> dict[str, Path]:
+    """All files below a folder, by their path in it."""
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def unfinished(run_dir: Path) -> bool:
+    """Whether a run began in a folder and has not come to its end."""
+    return (run_dir / CONFIG).exists() and not (run_dir / METRICS).exists()
+
+
+def of_test(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's metrics those of the whole test part, without their intervals."""
+    return {name: value for name, value in metrics.items() if name.startswith("test/") and name.count("/") == 1}
+
+
 def csv_logger(run_dir: Path) -> Logger:
     """Learning curves as CSV files under the run directory; a resume adds a version and keeps the old."""
     from pytorch_lightning.loggers import CSVLogger
 
     return CSVLogger(save_dir=run_dir, name="logs")
-
-
-def wandb_logger(
-    run_dir: Path,
-    project: str = "recsys",
-    name: str | None = None,
-    group: str | None = None,
-    tags: list[str] | None = None,
-) -> Logger:
-    """Weights & Biases; without a key it records offline under the run directory and says so.
-
-    Each call starts a W&B run of its own, whose id is the run directory's name, so that the runs of a
-    sweep do not merge and a resumed run goes on in the same one.
-    """
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
-
-    if wandb.run is not None:
-        wandb.finish()
-    mode = os.environ.get("WANDB_MODE")
-    offline = mode in ("offline", "dryrun") or (mode is None and not _wandb_key())
-    if offline and mode is None:
-        print_line("W&B: no API key found, recording offline; upload later with `wandb sync`")
-    run_id = f"{run_dir.parent.name}-{run_dir.name}".replace("/", "-")
-    return WandbLogger(
-        project=project,
-        name=name or run_dir.name,
-        group=group,
-        tags=tags or [],
-        save_dir=run_dir,
-        offline=offline,
-        id=run_id[-64:],
-        resume=None if offline else "allow",
-    )
-
-
-def _wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def print_line(text: str) -> None:

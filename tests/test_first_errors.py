@@ -172,9 +172,6 @@ def test_no_wandb_key(say: Say, log_file: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     said: list[str] = []
     monkeypatch.setattr(tracking, "print_line", said.append)
-    from recsys import loggers
-
-    monkeypatch.setattr(loggers, "print_line", said.append, raising=False)
     a_run(say, log_file, tmp_path / "run", "logger=wandb")
     assert len([line for line in said if "offline" in line]) == 1
     assert (tmp_path / "run" / tracking.METRICS).exists()

@@ -16,7 +16,7 @@ import pytest
 from wandb_files import OfflineRun, offline_runs
 
 import recsys
-from recsys import backend, config, loggers
+from recsys import backend, config, tracker, wandb_tracker
 from recsys.training import train
 from recsys.watch import Interrupted, Pruned
 
@@ -32,7 +32,7 @@ def without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    loggers.say.cache_clear()
+    tracker.say.cache_clear()
 
 
 def trained(run_dir: Path, *words: str, progress: Progress | None = None) -> recsys.Run:
@@ -234,7 +234,7 @@ def test_wandb_failing_or_hanging_costs_one_line(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
     monkeypatch.setenv("FAKE", what)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setattr(loggers.Wandb, "_keep_run", lambda *_: None)  # pictures are drawn elsewhere
+    monkeypatch.setattr(wandb_tracker.Wandb, "_keep_run", lambda *_: None)  # pictures are drawn elsewhere
     wait = 1 if "hangs" in what else 30
     began = time.monotonic()
     run = trained(tmp_path / "run", "logger=wandb", f"logger.wandb.timeout={wait}")
@@ -275,7 +275,7 @@ def test_where_wandb_records(
         monkeypatch.setenv("WANDB_MODE", mode)
     if key:
         (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    assert [loggers._mode() for _ in range(3)] == [expected] * 3
+    assert [wandb_tracker._mode() for _ in range(3)] == [expected] * 3
     assert len(re.findall("`wandb login`", capsys.readouterr().err)) == said
 
 
@@ -292,9 +292,9 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_group_is_the_folder_of_a_sweep_or_grid(tmp_path: Path) -> None:
-    assert loggers.sweep_of(tmp_path / "a") is None
+    assert wandb_tracker.sweep_of(tmp_path / "a") is None
     (tmp_path / "multirun.yaml").touch()
-    assert loggers.sweep_of(tmp_path / "a") == tmp_path.name
+    assert wandb_tracker.sweep_of(tmp_path / "a") == tmp_path.name
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> str:

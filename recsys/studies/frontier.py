@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recsys import atomic, loggers
+from recsys import atomic, loggers, tracking
 from recsys.data.datamodule import RecDataModule
 from recsys.evaluation.ranking import evaluate_lists
 from recsys.faiss_factory import POINTS, check_factory
@@ -374,7 +374,7 @@ def record(run: Run, frame: pl.DataFrame, best: Mapping[str, Any], words: list[s
     item_idx = torch.arange(NUM_RESERVED, len(run.items))
     vectors_ND = run.model.encode_items(item_idx.to(run.model.device)).float().cpu()
     index = ItemIndex(vectors_ND, item_idx, factory=best["factory"], search=best["search"], seed=run.config.seed)
-    folder = run.path / loggers.WANDB / "index"  # it stays: what is recorded offline is uploaded from there
+    folder = run.path / tracking.WANDB / "index"  # it stays: what is recorded offline is uploaded from there
     index.save(folder, key=run.manifest["data"]["fingerprint"])
     atomic.write(folder / "frontier.parquet", frame.write_parquet)
     charts = {}

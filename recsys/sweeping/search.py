@@ -159,7 +159,7 @@ def _outcome(cfg: DictConfig, run_dir: Path, report: Report, monitor: str) -> Ou
             reason = f"val/{monitor} was not measured: this split has no validation part"
         else:
             state = TrialState.COMPLETE
-            test = {name: v for name, v in metrics.items() if name.startswith("test/") and name.count("/") == 1}
+            test = tracking.of_test(metrics)
     except Pruned as error:
         state, reason = TrialState.PRUNED, str(error)
     except Interrupted:
