@@ -77,7 +77,7 @@ def write(
             "fit_seconds": round(fitting, 3),
             "columns": [asdict(column) for column in pipeline.columns],
             "pipeline": pipeline.fingerprint,
-            "data": module.fingerprint,
+            "data": module.log.fingerprint,
         }
         atomic.write_json(beside / DESCRIPTION, description)
         if path.exists():

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from recsys import atomic, backend, baselines, config, loggers, tasks, tracking
 from recsys.comparison import LESS_IS_BETTER
-from recsys.data.datamodule import Protocol, RecDataModule, fingerprint
+from recsys.data.datamodule import Protocol, RecDataModule
 from recsys.data.log import Log
 from recsys.data.readers import frame
 from recsys.evaluation import slices
@@ -58,7 +58,7 @@ def train(
     _quiet_lightning()
     if data is not None:
         data = data if isinstance(data, Log) else frame(data)
-        cfg = config.with_value(cfg, "data", {FRAME: fingerprint(data)})
+        cfg = config.with_value(cfg, "data", {FRAME: data.fingerprint})
     for group in ("data", "split", "model", "features", "trainer"):
         if cfg.get(group) is not None and FRAME not in cfg[group]:
             config.partial(cfg[group])  # a wrong word is said before any work is done
@@ -86,7 +86,7 @@ def train(
 
     atomic.write_text(run_dir / tracking.CONFIG, config.to_yaml(cfg))
     environment = tracking.environment(device)
-    data_facts = {"name": log.name, "files": log.files, "fingerprint": module.fingerprint}
+    data_facts = {"name": log.name, "files": log.files, "fingerprint": log.fingerprint}
     with loggers.recorded(cfg, run_dir, trackers, {"data": data_facts, **environment}) as record:
         batch_size = getattr(model, "batch_size", None)
         monitor = cfg.monitor or task.monitor
@@ -190,7 +190,7 @@ def again(run_dir: Path, changes: Sequence[str] = (), data: Any = None) -> tuple
         device = backend.device(cfg.trainer.accelerator)
         log = _log(cfg, data if data is None or isinstance(data, Log) else frame(data))
         module = _module(cfg, log, cfg.seed)
-        if module.fingerprint != run.manifest["data"]["fingerprint"]:
+        if log.fingerprint != run.manifest["data"]["fingerprint"]:
             raise ValueError(f"{log.name} has changed since {run_dir} was trained: its content differs")
         return run, tasks.of(cfg)(cfg, module, device, cfg.seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -18,10 +17,10 @@ from torch import Tensor
 from recsys.data import overview
 from recsys.data.candidates import sampled_lists
 from recsys.data.checks import DataError
-from recsys.data.log import Log, row_hashes
+from recsys.data.log import Log
 from recsys.data.sessions import AGAIN, check_sessions, next_in_session, prefixes, query_keys
 from recsys.data.splits import PAIR, Split, positives
-from recsys.features.vocabulary import Vocabulary, id_keys, mix64
+from recsys.features.vocabulary import Vocabulary, id_keys
 from recsys.schema import (
     ITEM_ID,
     LABEL,
@@ -172,11 +171,6 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
             return "given candidates"
         return "whole catalogue" if self.num_sampled is None else f"{self.num_sampled} sampled candidates"
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 hex of the log's content; see `fingerprint`."""
-        return fingerprint(self.log)
-
     def _listed(self, cut: datetime | None) -> pl.Series:
         """Items that the item table dates before the cut; none where it has no dates or nothing is cut."""
         items = self.log.items
@@ -271,24 +265,6 @@ class RecDataModule(pytorch_lightning.LightningDataModule):
             num_items=len(self.items),
             timestamp=_micros(rows),
         )
-
-
-def fingerprint(log: Log) -> str:
-    """SHA-256 hex of the rows of a log, its own test part, its past and its candidates included: equal for equal
-    content, whatever the order of rows and columns and however they lie in files.
-
-    Each row becomes two 64-bit hashes over its (column name, value) pairs; their sums modulo 2^64 go into the
-    digest with the number of rows and the names and types of the columns.
-    """
-    digest = hashlib.sha256()
-    for name, lazy in (("events", log.events), ("test", log.test), ("past", log.past), ("candidates", log.candidates)):
-        if lazy is None:
-            continue
-        rows = lazy.collect()
-        sums = [int(mix64(row_hashes(rows, lane), 7).sum(dtype=np.uint64)) for lane in (0, 1)]
-        columns = sorted((column, str(dtype)) for column, dtype in rows.schema.items())
-        digest.update(repr((name, rows.height, columns, sums)).encode())
-    return digest.hexdigest()
 
 
 def _micros(rows: pl.DataFrame) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,25 @@ class Log:
     world: World | None = None
     past: pl.LazyFrame | None = None
     candidates: pl.LazyFrame | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 hex of the rows, those of test, past and candidates included: equal for equal content, whatever the
+        order of rows and columns and however they lie in files.
+
+        Each row becomes two 64-bit hashes over its (column name, value) pairs; their sums modulo 2^64 go into the
+        digest with the number of rows and the names and types of the columns.
+        """
+        digest = hashlib.sha256()
+        for name in ("events", "test", "past", "candidates"):
+            lazy: pl.LazyFrame | None = getattr(self, name)
+            if lazy is None:
+                continue
+            rows = lazy.collect()
+            sums = [int(mix64(row_hashes(rows, lane), 7).sum(dtype=np.uint64)) for lane in (0, 1)]
+            columns = sorted((column, str(dtype)) for column, dtype in rows.schema.items())
+            digest.update(repr((name, rows.height, columns, sums)).encode())
+        return digest.hexdigest()
 
     def __repr__(self) -> str:
         return f"Log({overview.title(self)})"

@@ -8,7 +8,7 @@ import pytest
 
 from recsys.data import readers, splits
 from recsys.data.checks import DataError
-from recsys.data.datamodule import RecDataModule, fingerprint
+from recsys.data.datamodule import RecDataModule
 
 T0 = 1650812400000  # ms; 2022-04-24 15:00 UTC
 RESPONSES = ["is_click", "is_like", "is_follow", "long_view"]
@@ -128,9 +128,9 @@ def test_the_published_layout_gives_the_same_log(folder, tmp_path_factory):
     assert [file.name for file in two.files] == [
         f"log_standard_4_{days}_pure.csv" for days in ("08_to_4_21", "22_to_5_08")
     ]
-    assert fingerprint(two) == fingerprint(replace(one, past=None)) != fingerprint(one)
+    assert two.fingerprint == replace(one, past=None).fingerprint != one.fingerprint
     other = replace(one, past=one.past.with_columns(pl.col("timestamp") + timedelta(microseconds=1)))
-    assert fingerprint(other) != fingerprint(one)
+    assert other.fingerprint != one.fingerprint
 
 
 def test_what_is_wrong_is_said_in_one_line(folder):
