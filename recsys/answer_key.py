@@ -14,7 +14,8 @@ from recsys.evaluation import calibration
 from recsys.evaluation.ranking import Evaluation, rank
 from recsys.models.base import Retriever
 from recsys.schema import ITEM_ID, LABEL, NUM_RESERVED, TIMESTAMP, USER_ID
-from recsys.world.oracle import LogOracle, RelevanceScorer, row_probability, utility
+from recsys.world.log_oracle import LogOracle
+from recsys.world.oracle import RelevanceScorer, row_probability, utility_by_position
 
 
 def answer_key(
@@ -56,8 +57,9 @@ def answer_key(
     }
     for prefix, score in scorers.items():
         list_QK = item_ids[rank(score, data.test, cuts[-1], device=device, seed=seed).to(device)]
+        parts = utility_by_position(world, data.test.user_key.to(device), list_QK, moment)
         for n in cuts:
-            clicks, seconds = _utility(world, data.test.user_key.to(device), list_QK[:, :n], moment)
+            clicks, seconds = (float(part_QK[:, :n].sum(1).mean()) for part_QK in parts)
             metrics[f"{prefix}/clicks@{n}"] = clicks
             metrics[f"{prefix}/watch_seconds@{n}"] = seconds
     return metrics
@@ -82,8 +84,3 @@ def bayes(data: RecDataModule) -> dict[str, float]:
     logits = torch.special.logit(row_probability(world, user_id, item_id, timestamp, position))
     labels = torch.from_numpy(rows[LABEL].to_numpy(writable=True))
     return calibration.measure(logits, labels, user_id, num_replicates=0).metrics
-
-
-def _utility(world: Any, user_id: Tensor, list_QK: Tensor, cut: Any) -> tuple[float, float]:
-    clicks, seconds = utility(world, user_id, list_QK, cut)
-    return float(clicks.double().mean()), float(seconds.double().mean())

@@ -21,7 +21,8 @@ from torch import Tensor
 from recsys.schema import ITEM_ID, NUM_RESERVED, USER_ID
 from recsys.world.behaviour import probability
 from recsys.world.constants import World
-from recsys.world.oracle import LogOracle, RelevanceScorer
+from recsys.world.log_oracle import LogOracle
+from recsys.world.oracle import RelevanceScorer
 from recsys.world.population import DAY_US, drifted, taste, user_numbers, users, video_numbers, videos
 
 

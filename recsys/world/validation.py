@@ -20,8 +20,8 @@ from scipy.sparse.linalg import svds
 from recsys.schema import NUM_RESERVED
 from recsys.world.behaviour import Columns, burst_videos
 from recsys.world.constants import World
+from recsys.world.log_oracle import LogOracle, intent_posterior
 from recsys.world.logs import blocks, impressions, stream
-from recsys.world.oracle import LogOracle, intent_posterior
 from recsys.world.population import DAY_US, TABLE_LIMIT, users, video_ids, videos
 from recsys.world.views import lifetime_views
 from recsys.world.writer import expected_rows

@@ -7,7 +7,8 @@ import torch
 from scipy import stats
 
 from recsys.world import World, behaviour, logs, population
-from recsys.world.oracle import LogOracle, RelevanceScorer, attention, relevance, row_probability, utility
+from recsys.world.log_oracle import LogOracle
+from recsys.world.oracle import RelevanceScorer, attention, relevance, row_probability, utility, utility_by_position
 from recsys.world.population import DAY_US, users, videos
 
 HOUR_US = DAY_US // 24
@@ -229,6 +230,18 @@ def test_the_most_relevant_list_has_the_best_utility(tiny: World) -> None:
     assert (best >= logged - 1e-6).all()
     assert (best > worse).all()
     assert (attention(tiny).diff() < 0).all()
+
+
+def test_a_position_is_worth_the_same_whoever_asks_and_whatever_is_below(tiny: World) -> None:
+    user = population.user_ids(tiny, torch.tensor([7, 3, 7]))
+    lists = catalogue(tiny)[torch.randint(2, 500, (3, 9), generator=torch.Generator().manual_seed(1))]
+    lists[2] = lists[0]
+    for whole_BK, cut_B in zip(utility_by_position(tiny, user, lists), utility(tiny, user, lists[:, :4]), strict=True):
+        assert whole_BK.shape == (3, 9)
+        torch.testing.assert_close(whole_BK[:, :4].sum(1), cut_B)
+        torch.testing.assert_close(whole_BK[0], whole_BK[2])
+    one_by_one = torch.stack([utility(tiny, user[row : row + 1], lists[row : row + 1])[0][0] for row in range(3)])
+    torch.testing.assert_close(utility(tiny, user, lists)[0], one_by_one)
 
 
 def test_questions_without_an_answer(micro: World) -> None:

@@ -5,7 +5,7 @@ import torch
 from conftest import preset
 
 from recsys.world import World, behaviour, logs
-from recsys.world.oracle import intent_posterior
+from recsys.world.log_oracle import intent_posterior
 from recsys.world.population import drifted, taste, users, videos
 from recsys.world.validation import next_in_session, validate
 

@@ -6,7 +6,7 @@ import torch
 from conftest import preset
 
 from recsys.world import World, logs, views
-from recsys.world.oracle import _relevance_BN
+from recsys.world.oracle import relevance_BN
 from recsys.world.population import tastes, users, videos
 
 
@@ -15,7 +15,7 @@ def test_means_over_users_are_those_of_the_users(tiny: World) -> None:
     who, what = users(world, torch.arange(10_000)), videos(world, torch.arange(0, 2000, 20))
     every = tastes(world, who)
     share = every[:, what.topic]
-    relevance = _relevance_BN(world, who, every.float(), what, views.AGED).double()
+    relevance = relevance_BN(world, who, every.float(), what, views.AGED).double()
     mean, tasty = views._mean_relevance(world, what)
     for seen, stated in ((relevance.mean(0), mean), ((share * relevance).mean(0), tasty)):
         assert float((seen / stated).mean()) == pytest.approx(
