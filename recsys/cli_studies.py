@@ -201,7 +201,12 @@ def index_command(arguments: list[str]) -> None:
         atomic.write(Path(options["out"]), frame.write_parquet)
     if not backend.installed("faiss"):
         sys.stdout.write("exact search alone: approximate indexes need faiss, pip install 'recsys[cpu]'\n")
-    row = cheapest(frame, recall)
+    try:
+        row = cheapest(frame, recall)
+    except ValueError:  # what was measured is kept all the same
+        if tracked:
+            record(run, frame, None, tracked)
+        raise
     sys.stdout.write(
         f"recall of {recall:g} is kept, 95% sure, at {row['batch_qps']:,.0f} queries/s by\n"
         f"  ItemIndex(vectors, ids, factory={row['factory']!r}, search={row['search']!r})\n"

@@ -230,14 +230,14 @@ class Run:
             raise ValueError(f"{file} is no {type(model).__name__} of this run's config.yaml: {what}") from error
         return model.to(backend.device("auto")).eval()
 
-    @property
+    @cached_property
     def is_ranker(self) -> bool:
         """Whether the run answers `predict`, and not `recommend`.
 
         >>> run.is_ranker, ranker.is_ranker
         (False, True)
         """
-        return not (self.path / tracking.USERS).exists()
+        return "columns" in tracking.read_metadata(self.path / tracking.MODEL)
 
     @cached_property
     def pipeline(self) -> FeaturePipeline:

@@ -140,6 +140,8 @@ def test_a_run_of_another_version(say: Say, log_file: Path, tmp_path: Path) -> N
     code, error = say("recommend", f"run={run}", "users=1")
     assert code == 2
     assert f"{run / tracking.USERS} is no table of ids" in error
+    (run / tracking.USERS).unlink()
+    assert f"{run / tracking.USERS} is missing: copy it again" in say("recommend", f"run={run}", "users=1")[1]
 
 
 def test_control_c(say: Say, log_file: Path, tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def test_data_are_a_reference_and_a_finished_run_is_recorded_again_by_phase(log_
     assert "test/recall@5" in phases["evaluate"].summary
     assert phases["evaluate"].config["about"]["evaluate"] == {"changes": ["evaluation.k=[5]"]}
 
+    with pytest.raises(ValueError, match="no setting is sure to keep it"):  # what was measured is recorded all the same
+        cli.COMMANDS["index"](["sweep", f"run={run.path}", "recall=1", "k=10", "factories=PQ2x1", "logger=wandb"])
+    (again,) = (found for found in offline_runs(tmp_path) if found.id not in {found.id for found in phases.values()})
+    assert (again.job_type, again.exit_code) == ("index", 0)
+    assert "frontier/path" in again.summary
+    assert "index/recall" not in again.summary
+
 
 @pytest.mark.slow
 def test_every_end_has_its_state_and_a_resumed_run_goes_on_in_the_same_one(tmp_path: Path) -> None:

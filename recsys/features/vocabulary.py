@@ -133,11 +133,13 @@ class Vocabulary:
         """The inverse of `save`.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is missing or damaged.
             OSError: it cannot be read.
         """
         try:
             return cls.of_table(pl.read_parquet(Path(path)))
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: copy it again, or train the run again") from None
         except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as error:
             what = str(error).splitlines()[0]
             raise ValueError(f"{path} is no table of ids ({what}): copy it again, or train the run again") from error

@@ -359,28 +359,29 @@ def of_run(
 
 
 @torch.no_grad()
-def record(run: Run, frame: pl.DataFrame, best: Mapping[str, Any], words: list[str]) -> None:
+def record(run: Run, frame: pl.DataFrame, best: Mapping[str, Any] | None, words: list[str]) -> None:
     """Give the trackers that `words` choose, as "logger=wandb", the frontier: its picture, the figures of the best
     setting and, as an artifact, the index of all items by that setting, beside the frame.
 
     Args:
-        frame: of `of_run`. best: a row of it.
+        frame: of `of_run`. best: a row of it; None: none is good enough, and there is no index.
 
     Raises:
         ValueError: a word does not fit.
     """
     from recsys.plots import plot_frontier
 
-    item_idx = torch.arange(NUM_RESERVED, len(run.items))
-    vectors_ND = run.model.encode_items(item_idx.to(run.model.device)).float().cpu()
-    index = ItemIndex(vectors_ND, item_idx, factory=best["factory"], search=best["search"], seed=run.config.seed)
     folder = run.path / tracking.WANDB / "index"  # it stays: what is recorded offline is uploaded from there
-    index.save(folder, key=run.manifest["data"]["fingerprint"])
+    if best is not None:
+        item_idx = torch.arange(NUM_RESERVED, len(run.items))
+        vectors_ND = run.model.encode_items(item_idx.to(run.model.device)).float().cpu()
+        index = ItemIndex(vectors_ND, item_idx, factory=best["factory"], search=best["search"], seed=run.config.seed)
+        index.save(folder, key=run.manifest["data"]["fingerprint"])
     atomic.write(folder / "frontier.parquet", frame.write_parquet)
     charts = {}
     with suppress(ValueError):  # more factories than colours
         charts["frontier"] = plot_frontier(frame)
-    metrics = {f"index/{name}": value for name, value in best.items()}
+    metrics = {f"index/{name}": value for name, value in (best or {}).items()}
     loggers.record_phase(run, "index", words, metrics, charts, {"index": folder})
 
 
