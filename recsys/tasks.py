@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 
 from recsys import config
 from recsys.answer_key import answer_key, bayes
+from recsys.comparison import LESS_IS_BETTER, MORE_IS_BETTER
 from recsys.data import batches
 from recsys.data.datamodule import RecDataModule
 from recsys.data.rows import item_kinds, joined, table_rows
 from recsys.evaluation import calibration
 from recsys.evaluation.beyond import Items
+from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.slices import groups
 from recsys.features import FeaturePipeline
 from recsys.features.pipeline import ROLES
@@ -103,16 +105,13 @@ class Retrieval:
 
     def validation(self, monitor: str) -> Callable[[], Metrics] | None:
         """A callable that measures the model on the validation part; None where there is none."""
-        name, _, k = monitor.partition("@")
-        if not name or not k.isdigit():
-            raise ValueError(f"monitor={monitor}: expected a metric and a cut-off, such as ndcg@10")
-        queries = self.data.validation
+        queries, k = self.data.validation, int(monitor.partition("@")[2])
         if queries is None:
             return None
 
         def validate() -> Metrics:
             score = self.model.scorer_with_fallback()
-            return self.evaluate(score=score, queries=queries, k=[int(k)], num_replicates=0).metrics
+            return self.evaluate(score=score, queries=queries, k=[k], num_replicates=0).metrics
 
         return validate
 
@@ -327,6 +326,27 @@ def of(cfg: DictConfig) -> type[Retrieval] | type[Ranking]:
     """Which of the two a configuration is about, by the class that its model names."""
     target: Any = config.target(cfg.model)
     return Ranking if isinstance(target, type) and issubclass(target, Ranker) else Retrieval
+
+
+def monitor_of(cfg: DictConfig) -> str:
+    """The validation metric of a configuration, such as ndcg@10.
+
+    Raises:
+        ValueError: it is none that such a model is measured by.
+    """
+    task = of(cfg)
+    monitor = str(cfg.monitor or task.monitor)
+    name, _, k = monitor.partition("@")
+    if task is Ranking:
+        known = [m for m in (*MORE_IS_BETTER, *LESS_IS_BETTER) if m not in METRICS and m != "gap_closed"]
+        fits = monitor in known
+    else:
+        names = (*METRICS, *(cfg.evaluation.get("metrics") or ()))
+        known = [f"{metric}@10" for metric in names]
+        fits = name in names and k.isdigit() and int(k) > 0
+    if not fits:
+        raise ValueError(f"monitor={monitor} is no metric of the model's: {config.nearest(monitor, known)}")
+    return monitor
 
 
 def trained(cfg: DictConfig, data: RecDataModule, device: torch.device, seed: int = 0) -> Retrieval | Ranking:

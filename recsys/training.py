@@ -67,6 +67,7 @@ def train(
     beside = config.check_type(cfg.evaluation.get("baselines", False), bool, "evaluation.baselines")
     if beside and tasks.of(cfg) is tasks.Ranking:
         raise ValueError("evaluation.baselines=true is for retrievers: compare runs of rankers, as model=logistic")
+    monitor = tasks.monitor_of(cfg)
     trackers = loggers.trackers(cfg, run_dir)
     checkpoint = _claim(run_dir, cfg)
     seed = config.check_type(cfg.seed, int, "seed")
@@ -89,7 +90,6 @@ def train(
     data_facts = {"name": log.name, "files": log.files, "fingerprint": log.fingerprint}
     with loggers.recorded(cfg, run_dir, trackers, {"data": data_facts, **environment}) as record:
         batch_size = getattr(model, "batch_size", None)
-        monitor = cfg.monitor or task.monitor
         watch = Watch(
             run_dir,
             model,
@@ -279,8 +279,6 @@ def _validation(cfg: DictConfig, task: Any, monitor: str) -> Any:
         task.model.eval()
         found = measure()
         task.model.train()
-        if monitor not in found:
-            raise ValueError(f"monitor={monitor}: {config.nearest(monitor, found)}")
         return {f"val/{metric}": value for metric, value in found.items()}
 
     return validate

@@ -142,10 +142,18 @@ def test_patience_without_validation_is_refused(log_file: Path, tmp_path: Path) 
         train(compose(log_file, *MF, "patience=2", "split.validation=0"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("monitor", ["ndcg", "ndgc@10"])
-def test_an_unknown_monitor_is_refused(log_file: Path, tmp_path: Path, monitor: str) -> None:
-    with pytest.raises(ValueError, match=f"monitor={monitor}"):
+@pytest.mark.parametrize("monitor", ["ndcg", "ndgc@10", "ndcg@0", "auc"])
+def test_an_unknown_monitor_is_refused_before_any_work(log_file: Path, tmp_path: Path, monitor: str) -> None:
+    with pytest.raises(ValueError, match=f"monitor={monitor} is no metric of the model's: (did you mean|choose from)"):
         train(compose(log_file, *MF, f"monitor={monitor}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_of_ones_own_may_be_the_monitor(log_file: Path, tmp_path: Path) -> None:
+    own = "evaluation.metrics={mine: {_target_: recsys.evaluation.metrics.hit, _partial_: true}}"
+    run = train(compose(log_file, *MF, own, "monitor=mine@5", "patience=1"), tmp_path / "run")
+    assert run.curves["val/mine@5"].to_list() == run.curves["val/hit@5"].to_list()
+    assert run.metrics["val/mine@5"] == max(run.curves["val/mine@5"])
 
 
 def weights(path: Path) -> dict[str, bytes]:

@@ -9,8 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recsys import config, tasks
-from recsys.comparison import LESS_IS_BETTER, MORE_IS_BETTER
-from recsys.evaluation.metrics import METRICS
 from recsys.sweeping.space import Choices, Range, Space, holds, space, text
 
 GROUPS = ("model", "experiment")  # may choose the model, and have a trial with the defaults for every option
@@ -32,7 +30,7 @@ def plan(
         cfg, _, model = composed(*words(fixed, cell))
         if cfg.split.get("validation") == 0:
             raise ValueError("a sweep chooses by the validation part: set split.validation above 0")
-        monitor = _monitor(cfg)
+        monitor = tasks.monitor_of(cfg)
         if other := next((m for m, of in monitors.items() if of != monitor), None):
             raise ValueError(
                 f"model={other} is measured by {monitors[other]} and model={model} by {monitor}: "
@@ -49,26 +47,6 @@ def plan(
                 f"{model}; of the models with a space, {config.nearest(model, [m for m in spaces if m != model])}"
             )
     return kinds, monitors[model]
-
-
-def _monitor(cfg: DictConfig) -> str:
-    """The validation metric of a configuration, such as ndcg@10.
-
-    Raises:
-        ValueError: it is none that such a model is measured by.
-    """
-    task = tasks.of(cfg)
-    monitor = str(cfg.monitor or task.monitor)
-    name, _, k = monitor.partition("@")
-    if task is tasks.Ranking:
-        known = [m for m in (*MORE_IS_BETTER, *LESS_IS_BETTER) if m not in METRICS and m != "gap_closed"]
-        fits = monitor in known
-    else:
-        known = [f"{metric}@10" for metric in METRICS]
-        fits = name in METRICS and k.isdigit() and int(k) > 0
-    if not fits:
-        raise ValueError(f"monitor={monitor} is no metric of the model's: {config.nearest(monitor, known)}")
-    return monitor
 
 
 def defaults_of(
