@@ -242,6 +242,7 @@ def test_wandb_failing_or_hanging_costs_one_line(
     monkeypatch.setenv("FAKE", what)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(wandb_tracker.Wandb, "_keep_run", lambda *_: None)  # pictures are drawn elsewhere
+    before = psutil.Process().children()
     wait = 1 if "hangs" in what else 30
     began = time.monotonic()
     run = trained(tmp_path / "run", "logger=wandb", f"logger.wandb.timeout={wait}")
@@ -251,7 +252,8 @@ def test_wandb_failing_or_hanging_costs_one_line(
     lines = [text for text in _lines(capsys).splitlines() if "W&B" in text]
     assert len(lines) == 1, lines
     assert lines[0].startswith(line)
-    assert not [p for p in psutil.Process().children() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    children = [child for child in psutil.Process().children() if child not in before]
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_tracker_that_fails_here_costs_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

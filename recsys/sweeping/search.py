@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-import torch
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
-from recsys import config, loggers, tracking
+from recsys import tracking
 from recsys.comparison import LESS_IS_BETTER
-from recsys.run import PRUNED, Run
 from recsys.sweeping import plot
 from recsys.sweeping.plan import Compose, Composed, defaults_of, plan, words
+from recsys.sweeping.processes import cluster, on_cluster, on_cores
 from recsys.sweeping.space import Choices, Range, Space, draw
-from recsys.sweeping.study import Pruner, ask, attached, next_number, opened, pruner_of, reporter
+from recsys.sweeping.study import ask, next_number, opened, pruner_of, reporter
 from recsys.sweeping.summary import STATES, summarise
-from recsys.training import train
-from recsys.watch import Interrupted, Pruned
-
-Report = Callable[[int, int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial; `reason` of one that failed or was pruned."""
-
-    state: TrialState
-    value: float | None
-    reason: str | None
-    seconds: float
-    test: dict[str, Any]
+from recsys.sweeping.trial import Outcome, outcome
+from recsys.watch import Interrupted
 
 
 def run(
@@ -52,6 +33,7 @@ def run(
     *,
     n_trials: int,
     n_jobs: int = 1,
+    submitit: dict[str, Any] | None = None,
     seed: int = 0,
     startup_trials: int = 10,
     defaults: bool = True,
@@ -67,7 +49,7 @@ def run(
 
     Args:
         fixed, drawn: what the command line says of keys, and leaves to the trials.
-        n_trials, n_jobs, seed, startup_trials, defaults, pruner, warmup_trials, warmup_share, space: see
+        n_trials, n_jobs, submitit, seed, startup_trials, defaults, pruner, warmup_trials, warmup_share, space: see
             configs/sweep/optuna.yaml.
 
     Raises:
@@ -80,6 +62,7 @@ def run(
             raise ValueError(f"hydra.sweeper.{name}={least}: expected at least 1")
     if not 0 < warmup_share < 1:
         raise ValueError(f"hydra.sweeper.warmup_share={warmup_share}: expected a share between 0 and 1")
+    executor = None if submitit is None else cluster(submitit, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     composed: Composed = cache(lambda *said: compose([*said], 0))  # composing takes as long as a small model does
     kinds, monitor = plan(composed, fixed, drawn, space)
@@ -102,17 +85,19 @@ def run(
                     study.sampler = optuna.samplers.TPESampler(seed=int(state[0]), n_startup_trials=startup_trials)
                     trial = ask(study, n, firsts)
                     trials.append((trial, *_drawn(trial, compose, directory, fixed, drawn, kinds)))
-                if n_jobs == 1:
-                    ((trial, cfg, run_dir),) = trials
-                    outcomes = [_outcome(cfg, run_dir, reporter(trial, monitor), monitor)]
+                cells = [(cfg, run_dir, trial._trial_id) for trial, cfg, run_dir in trials]
+                if executor is not None:
+                    outcomes = on_cluster(cells, executor, directory, monitor, stops)
+                elif n_jobs > 1:
+                    outcomes = on_cores(cells, n_jobs, directory, monitor, stops)
                 else:
-                    cells = [(cfg, run_dir, trial._trial_id) for trial, cfg, run_dir in trials]
-                    outcomes = _beside(cells, n_jobs, directory, monitor, stops)
+                    ((trial, cfg, run_dir),) = trials
+                    outcomes = [outcome(cfg, run_dir, reporter(trial, monitor), monitor)]
             except (KeyboardInterrupt, Interrupted):
                 done = f"stopped with {number} of {n_trials} trials done"
                 raise Interrupted(f"{done}; to go on: the same words with hydra.sweep.dir={directory}") from None
-            for (trial, *_), outcome in zip(trials, outcomes, strict=True):
-                _tell(study, trial, outcome, monitor)
+            for (trial, *_), found in zip(trials, outcomes, strict=True):
+                _tell(study, trial, found, monitor)
             summarise(directory, study, monitor, fixed)
         if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
             reasons = [trial.user_attrs.get("reason", "") for trial in study.trials]
@@ -143,88 +128,14 @@ def _drawn(
     return cfg, run_dir
 
 
-def _outcome(cfg: DictConfig, run_dir: Path, report: Report, monitor: str) -> Outcome:
-    """Train. Whatever fails is what came of it.
-
-    Raises:
-        Interrupted: SIGINT.
-    """
-    began = time.perf_counter()
-    value: float | None = None
-    state, reason, test = TrialState.FAIL, None, dict[str, Any]()
-    try:
-        metrics = _trained(cfg, run_dir, report).metrics
-        value = metrics.get(f"val/{monitor}")
-        if value is None:
-            reason = f"val/{monitor} was not measured: this split has no validation part"
-        else:
-            state = TrialState.COMPLETE
-            test = tracking.of_test(metrics)
-    except Pruned as error:
-        state, reason = TrialState.PRUNED, str(error)
-    except Interrupted:
-        raise
-    except Exception as error:
-        expected = isinstance(error, ValueError | OSError | MemoryError)
-        reason = " ".join(f"{'' if expected else f'{type(error).__name__}: '}{error}".split())
-        if not (run_dir / tracking.CONFIG).exists():  # it failed before there was a run to record
-            loggers.record_failure(cfg, run_dir, reason)
-    return Outcome(state, value, reason, round(time.perf_counter() - began, 2), test)
-
-
-def _trained(cfg: DictConfig, run_dir: Path, report: Report) -> Run:
-    """The run of a trial; one that came to its end, or was pruned, when its trial was cut off is not repeated."""
-    ends = [run_dir / end for end in (tracking.METRICS, PRUNED) if (run_dir / end).exists()]
-    if ends and config.flat(config.load(run_dir / tracking.CONFIG)) == config.flat(cfg):
-        if ends[0].name == PRUNED:
-            raise Pruned(json.loads(ends[0].read_text(encoding="utf-8"))["reason"])
-        return Run(run_dir)
-    return train(cfg, run_dir, progress=report)
-
-
-def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, monitor: str) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial, found: Outcome, monitor: str) -> None:
     """Tell the study, and the person, what came of a trial."""
-    trial.set_user_attr("seconds", outcome.seconds)
-    if outcome.test:
-        trial.set_user_attr("test", outcome.test)
-    if outcome.reason is not None:
-        trial.set_user_attr("reason", outcome.reason)
-    study.tell(trial, outcome.value, outcome.state)
-    said = f"{outcome.value:.4f}" if outcome.value is not None else f"{STATES[outcome.state]}: {outcome.reason}"
+    trial.set_user_attr("seconds", found.seconds)
+    if found.test:
+        trial.set_user_attr("test", found.test)
+    if found.reason is not None:
+        trial.set_user_attr("reason", found.reason)
+    study.tell(trial, found.value, found.state)
+    said = f"{found.value:.4f}" if found.value is not None else f"{STATES[found.state]}: {found.reason}"
     drawn = " ".join(words(trial.user_attrs["parameters"]))
-    tracking.print_line(f"trial {trial.number}  {monitor} {said}  {outcome.seconds:.1f} s  {drawn}")
-
-
-def _beside(
-    cells: list[tuple[DictConfig, Path, int]], n_jobs: int, directory: Path, monitor: str, stops: Pruner
-) -> list[Outcome]:
-    """What came of several trials, each in a process of its own with its part of the threads; in their order."""
-    import joblib
-
-    threads = max(1, torch.get_num_threads() // n_jobs)
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
-        work = (joblib.delayed(_elsewhere)(*cell, threads, directory, monitor, stops) for cell in cells)
-        return joblib.Parallel(n_jobs=n_jobs)(work)
-
-
-def _elsewhere(
-    cfg: DictConfig, run_dir: Path, trial_id: int, threads: int, directory: Path, monitor: str, stops: Pruner
-) -> Outcome:
-    torch.set_num_threads(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # bars of several processes would mix
-    _end_with(os.getppid())
-    with attached(directory, trial_id, pruner_of(*stops)) as trial:
-        return _outcome(cfg, run_dir, reporter(trial, monitor), monitor)
-
-
-@cache
-def _end_with(parent: int) -> None:
-    """End this process when its parent, the sweep, is gone; else it would wait for work, or train what is cut off."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    tracking.print_line(f"trial {trial.number}  {monitor} {said}  {found.seconds:.1f} s  {drawn}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from recsys.watch import Pruned
 
 STUDY = "study.db"
 _NAME = "sweep"
-_JOBS = ".jobs"  # locked by the processes of trials that run side by side
+_JOBS = ".jobs"  # which start of the sweep it is; locked by the processes of its trials
 Pruner = tuple[str | None, int, float]  # the arguments of `pruner_of`
 
 
@@ -35,8 +36,10 @@ def opened(directory: Path, asked: dict[str, Any], *, less_is_better: bool) -> G
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{directory}: another sweep is running there; choose another hydra.sweep.dir") from None
-        with open(directory / _JOBS, "w") as jobs:  # trials of a sweep that was killed are ending
+        with open(directory / _JOBS, "a+") as jobs:  # trials of a sweep that was killed are ending
             fcntl.flock(jobs, fcntl.LOCK_EX)
+            jobs.truncate(0)
+            jobs.write(secrets.token_hex(8))
         storage = None
         try:
             storage = _storage(directory)
@@ -59,13 +62,26 @@ def opened(directory: Path, asked: dict[str, Any], *, less_is_better: bool) -> G
                 _close(storage)
 
 
+def start_of(directory: Path) -> str:
+    """Which start of the sweep it was that opened its study last."""
+    return (directory / _JOBS).read_text()
+
+
 @contextmanager
-def attached(directory: Path, trial_id: int, pruner: optuna.pruners.BasePruner) -> Generator[optuna.Trial]:
-    """A trial of a study that another process has opened."""
+def attached(directory: Path, start: str, trial_id: int, pruner: optuna.pruners.BasePruner) -> Generator[optuna.Trial]:
+    """A trial of a study that another process has opened.
+
+    start: `start_of` the sweep that wants the trial. A job may wait for longer than its sweep lives.
+
+    Raises:
+        ValueError: another start of the sweep does the trial.
+    """
     storage = _storage(directory)
-    with open(directory / _JOBS, "w") as jobs:
+    with open(directory / _JOBS) as jobs:
         fcntl.flock(jobs, fcntl.LOCK_SH)
         try:
+            if jobs.read() != start:
+                raise ValueError(f"{directory}: the sweep was started again, which does this trial itself")
             yield optuna.Trial(optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner), trial_id)
         finally:
             _close(storage)
