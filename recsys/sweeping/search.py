@@ -62,7 +62,6 @@ def run(
             raise ValueError(f"hydra.sweeper.{name}={least}: expected at least 1")
     if not 0 < warmup_share < 1:
         raise ValueError(f"hydra.sweeper.warmup_share={warmup_share}: expected a share between 0 and 1")
-    executor = None if submitit is None else cluster(submitit, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     composed: Composed = cache(lambda *said: compose([*said], 0))  # composing takes as long as a small model does
     kinds, monitor = plan(composed, fixed, drawn, space)
@@ -72,6 +71,7 @@ def run(
     asked |= {**fixed, **{key: str(of) for key, of in drawn.items()}}
     asked |= {f"space.{kind}.{key}": str(of) for kind, keys in kinds.items() for key, of in keys.items()}
     stops = pruner, warmup_trials, warmup_share
+    executor = None if submitit is None else cluster(submitit, directory)
     with opened(directory, asked, less_is_better=monitor in LESS_IS_BETTER) as study:
         study.pruner = pruner_of(*stops)
         firsts = defaults_of(composed, fixed, drawn, kinds) if defaults else []
