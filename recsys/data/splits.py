@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from recsys.data.checks import DataError
-from recsys.data.log import Log, moment
+from recsys.data.log import Log, moment, row_hashes
 from recsys.features.vocabulary import id_keys, mix64
 from recsys.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID
 
@@ -70,9 +70,9 @@ def global_time(
 def leave_last_out(log: Log, *, test: int = 1, validation: int = 1, seed: int = 0) -> Split:
     """Each user's last positives are test, those before them validation, all earlier rows train.
 
-    Ties in a user's time are broken by a hash of user and item. Rows that are no positives go with the
-    positive they precede, trailing ones with the last. A user with too few positives to leave one in train
-    gives up validation first, then test. Note that test rows of one user may be older than train rows of
+    Ties in a user's time are broken by a hash of user and item, then of the whole row. Rows that are no positives
+    go with the positive they precede, trailing ones with the last. A user with too few positives to leave one in
+    train gives up validation first, then test. Note that test rows of one user may be older than train rows of
     another: the report counts them.
 
     Args:
@@ -88,9 +88,8 @@ def leave_last_out(log: Log, *, test: int = 1, validation: int = 1, seed: int = 
             raise DataError(f"split.{name}={count}: leave_last_out takes whole numbers of rows from {least} up")
     test, validation = int(test), int(validation)
     events = log.events.collect()
-    events = events.with_columns(key=_pair_keys(events, seed=0))
-    by_time = [USER_ID, TIMESTAMP, "key", *([LABEL] if LABEL in events.columns else [])]
-    events = events.sort(by_time)
+    events = events.with_columns(key=_pair_keys(events, seed=0), row=pl.Series(row_hashes(events, 0)))
+    events = events.sort([USER_ID, TIMESTAMP, "key", *([LABEL] if LABEL in events.columns else []), "row"])
     hit = pl.col(LABEL) == 1 if LABEL in events.columns else pl.lit(True)
     # left: positives of the user from this row to the end, so that the last one has 1.
     events = events.with_columns(hit=hit.cast(pl.Int64)).with_columns(
@@ -104,7 +103,7 @@ def leave_last_out(log: Log, *, test: int = 1, validation: int = 1, seed: int = 
         .then(VALIDATION)
         .otherwise(TRAIN)
     )
-    return _split(log, "leave_last_out", events.with_columns(part=part).drop("key", "hit", "total", "left"))
+    return _split(log, "leave_last_out", events.with_columns(part=part).drop("key", "row", "hit", "total", "left"))
 
 
 def random(log: Log, *, test: float = 0.2, validation: float = 0.1, seed: int = 0) -> Split:

@@ -114,6 +114,14 @@ ROWS = [
 ]  # fmt: skip
 
 
+def test_one_pair_at_one_moment_in_two_visits_is_split_alike_in_any_order():
+    rows = [(0, 0, 0, 1, "a"), (0, 0, 1, 1, "a"), (0, 0, 1, 1, "b"), (0, 1, 0, 1, "b")]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 1, 0, 3]):
+        parts = splits.leave_last_out(log_of([rows[place] for place in order]), validation=0)
+        (visit,) = parts.test["visit"]
+        assert visit == splits.leave_last_out(log_of(rows), validation=0).test["visit"].item()
+
+
 def test_first_ones_ties_repeats_strangers_and_cold_items():
     module = RecDataModule(log_of(ROWS), CUT, queries="next_in_session", session="visit")
     found = [some(module.test.rows(q, q + 1), module) for q in range(len(module.test))]
