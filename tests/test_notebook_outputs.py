@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PAGES = sorted(FOLDER.glob("[0-9]*.ipynb"))
 PICTURES = ("image/svg+xml", "image/png")
-SHARED = ("/tmp", "/work", "/home/", "/root/", "/Users/", "/var/folders")  # folders of the machine that ran a page
+OF_A_MACHINE = ("/tmp", "/work", "/home/", "/root/", "/Users/", "/var/folders")  # that no output may name
 
 
 @pytest.fixture(params=PAGES, ids=lambda file: file.stem)
@@ -87,7 +87,7 @@ def test_a_page_is_small_and_the_same_anywhere(page: NotebookNode) -> None:
     assert page.metadata.language_info == {"name": "python"}
     assert all(cell.metadata.keys() <= {"tags"} for cell in page.cells)
     text = json.dumps([output for output in outputs(page) if "image/png" not in output.get("data", ())])
-    assert not [folder for folder in SHARED if folder in text]
+    assert not [folder for folder in OF_A_MACHINE if folder in text]
     assert len(nbformat.writes(page).encode()) <= 300_000
 
 
