@@ -2,10 +2,10 @@
 
     python benchmarks/run_all.py [--size small] [--out runs/bench] [--only hashing index …]
 
-What `make bench` runs. small takes about half an hour on two cores; full is what the published files were made with
-and takes hours. Each script writes <benchmark>_<hardware>.json into --out, and its output to a .log beside it. Peers
-that are not installed are named and left out. A script that fails does not stop the others: it is named in the end, and
-the exit status is 1. The published files are in benchmarks/results: write there only what is to be published.
+What `make bench` runs. small takes about a quarter of an hour on two cores; full is what the published files were made
+with and takes hours. Each script writes <benchmark>_<hardware>.json into --out, and its output to a .log beside it.
+Peers that are not installed are named and left out. A script that fails does not stop the others: it is named in the
+end, and the exit status is 1. The published files are in benchmarks/results: write there only what is to be published.
 """
 
 from __future__ import annotations
