@@ -12,6 +12,7 @@ from recsys import config, tracking
 from recsys.evaluation.estimates import CORRECTIONS, Estimate, estimate
 from recsys.evaluation.metrics import METRICS
 from recsys.run import Run
+from recsys.scorecard import of_test
 from recsys.verdicts import Comparison
 
 ALPHA = 0.05
@@ -75,8 +76,7 @@ def compare(
     baseline = baseline or next(iter(groups))
     if baseline not in groups:
         raise ValueError(f"baseline={baseline}: {config.nearest(baseline, groups)}")
-    common = set.intersection(*({m for m in run.metrics if m.count("/") == 1} for run in found))
-    known = [m.removeprefix("test/") for m in found[0].metrics if m.startswith("test/") and m in common]
+    known = _shared(found)
     for metric in metrics or ():
         if metric not in known:
             raise ValueError(f"metric {metric} was not measured in every run: {config.nearest(metric, known)}")
@@ -158,12 +158,9 @@ def agreement(
     for run in found:
         if truth not in run.metrics:
             raise ValueError(f"{run.path} has no {truth}: {config.nearest(truth, run.metrics)}")
-    known = set.intersection(*({m for m in run.metrics if m.count("/") == 1} for run in found)) if found else set()
+    known = _shared(found)
     if metrics is None:
-        ours = (
-            [m.removeprefix("test/") for m in found[0].metrics if m in known and m.startswith("test/")] if found else []
-        )
-        metrics = [m for m in ours if m.partition("@")[0] in MORE_IS_BETTER]
+        metrics = [m for m in known if m.partition("@")[0] in MORE_IS_BETTER]
     rows = []
     for split in dict.fromkeys(run.manifest["split"]["kind"] for run in found):
         of_split = [run for run in found if run.manifest["split"]["kind"] == split]
@@ -172,13 +169,19 @@ def agreement(
             groups.setdefault(label, []).append(run)
         pairs = list(combinations(groups.values(), 2))
         for metric in metrics if pairs else ():
-            if f"test/{metric}" not in known:
+            if metric not in known:
                 raise ValueError(f"metric {metric} was not measured in every run: {config.nearest(metric, known)}")
             agree = sum(_agree(*pair, f"test/{metric}", truth) for pair in pairs) / len(pairs)
             rows.append({"split": split, "metric": metric, "pairs": len(pairs), "agreement": agree})
     if not rows:
         raise ValueError("no two models were measured by one split: give runs of several models")
     return pl.DataFrame(rows).sort("agreement", descending=True, maintain_order=True)
+
+
+def _shared(runs: Sequence[Run]) -> list[str]:
+    """The metrics of the test part that every run has, in the order of the first."""
+    first = of_test(runs[0].metrics) if runs else {}
+    return [name.removeprefix("test/") for name in first if all(name in run.metrics for run in runs)]
 
 
 def _agree(ours: list[Run], theirs: list[Run], metric: str, truth: str) -> float:

@@ -13,6 +13,7 @@ import polars as pl
 
 from recsys import config, tracking
 from recsys.run import PRUNED
+from recsys.scorecard import of_test
 
 SWEEP = "sweep.json"  # in the folder that holds a sweep's runs
 
@@ -82,7 +83,7 @@ def _row(path: Path) -> dict[str, Any]:
         "sweep": str(path.parent) if (path.parent / SWEEP).exists() else None,
         "trial": trial,
     }
-    return row | tracking.of_test(metrics)
+    return row | of_test(metrics)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -59,9 +59,17 @@ class Run:
         return f"Run({str(self.path)!r}): {', '.join(facts)}"
 
     def _repr_html_(self) -> str:
-        monitor = self.config.get("monitor") or ("auc" if self.is_ranker else "ndcg@10")
         curves = {name: self.curves[name].drop_nulls().to_list() for name in self.curves.columns}
-        return scorecard.card(self.name, self.path, self.manifest, self.metrics, curves, f"val/{monitor}")
+        return scorecard.card(self.name, self.path, self.manifest, self.metrics, curves, self.monitor)
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that its learning curve is about, measured or not.
+
+        >>> run.monitor
+        'val/ndcg@10'
+        """
+        return f"val/{self.config.get('monitor') or ('auc' if self.is_ranker else 'ndcg@10')}"
 
     @property
     def name(self) -> str:

@@ -45,6 +45,11 @@ def card(
     return reprs.page(f"{name}, {title(metrics)}", reprs.line(facts), table, drawn, reprs.line([path]))
 
 
+def of_test(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the whole test part, without their intervals, by their full names."""
+    return {name: value for name, value in metrics.items() if name.startswith("test/") and name.count("/") == 1}
+
+
 def title(metrics: Mapping[str, Any]) -> str:
     """What was asked: how the candidates were ranked, or that rows were judged as they were shown."""
     if "test/log_loss" in metrics:
@@ -63,9 +68,9 @@ def scores(metrics: Mapping[str, Any], k: int | None = None) -> tuple[list[str],
     Returns: the header and the rows, without the columns that are empty in every row.
     """
     rows = []
-    for name, value in metrics.items():
+    for name, value in of_test(metrics).items():
         metric = name.removeprefix("test/")
-        if metric == name or "/" in metric or metric.partition("@")[0] in OF_LISTS or not _at(metric, k):
+        if metric.partition("@")[0] in OF_LISTS or not _at(metric, k):
             continue
         low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
         oracle, bayes = metrics.get(f"oracle/{metric}"), metrics.get(f"bayes/{metric}")
@@ -88,9 +93,8 @@ def scores(metrics: Mapping[str, Any], k: int | None = None) -> tuple[list[str],
 def of_lists(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """What the lists are like, a row a measure and a column a cut-off: the header and the rows; none were measured of a
     ranker."""
-    found = {
-        name: [key for key in metrics if key.startswith(f"test/{name}@") and key.count("/") == 1] for name in OF_LISTS
-    }
+    test = of_test(metrics)
+    found = {name: [key for key in test if key.startswith(f"test/{name}@")] for name in OF_LISTS}
     found = {name: keys for name, keys in found.items() if keys}
     cuts = [f"@{key.partition('@')[2]}" for key in next(iter(found.values()), [])]
     return ["", *cuts], [[name, *(f"{metrics[key]:.4f}" for key in keys)] for name, keys in found.items()]
@@ -98,9 +102,7 @@ def of_lists(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def middle(metrics: Mapping[str, Any]) -> int | None:
     """The middle cut-off of those that were measured; None of a ranker."""
-    cuts = sorted(
-        {int(key.partition("@")[2]) for key in metrics if key.startswith("test/recall@") and key.count("/") == 1}
-    )
+    cuts = sorted({int(key.partition("@")[2]) for key in of_test(metrics) if key.startswith("test/recall@")})
     return cuts[len(cuts) // 2] if cuts else None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,11 +85,6 @@ def files_below(folder: Path) -> dict[str, Path]:
 def unfinished(run_dir: Path) -> bool:
     """Whether a run began in a folder and has not come to its end."""
     return (run_dir / CONFIG).exists() and not (run_dir / METRICS).exists()
-
-
-def of_test(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's metrics those of the whole test part, without their intervals."""
-    return {name: value for name, value in metrics.items() if name.startswith("test/") and name.count("/") == 1}
 
 
 def csv_logger(run_dir: Path) -> Logger:

@@ -128,13 +128,10 @@ class Wandb(Tracker):
     def _keep_run(self, run: Run) -> None:
         """The picture of learning, the model as a run directory that `recsys.load` reads, schema and pipeline."""
         import altair as alt
-        from safetensors import safe_open
 
         from recsys.plots import plot_curves
 
-        monitors = (f"val/{run.config.get('monitor')}", "val/ndcg@10", "val/auc")
-        monitor = next((name for name in monitors if name in run.curves.columns), None)
-        shown = [name for name in ("train/loss", monitor) if name in run.curves.columns]
+        shown = [name for name in ("train/loss", run.monitor) if name in run.curves.columns]
         if shown:
             self.picture("curves", alt.hconcat(*(plot_curves([run], name) for name in shown)))
         fingerprint = {"fingerprint": run.manifest["data"]["fingerprint"]}
@@ -142,8 +139,8 @@ class Wandb(Tracker):
         pipeline = {f"{tracking.PIPELINE}/{name}": path for name, path in below.items()}
         self.artifact("model", {name: run.path / name for name in _MODEL_FILES} | pipeline, fingerprint)
         schema = run.path / tracking.WANDB / "schema.json"
-        with safe_open(run.path / tracking.MODEL, framework="pt") as tensors:
-            atomic.write_json(schema, {name: json.loads(text) for name, text in tensors.metadata().items()})
+        metadata = tracking.read_metadata(run.path / tracking.MODEL)
+        atomic.write_json(schema, {name: json.loads(text) for name, text in metadata.items()})
         self.artifact("schema", {"schema.json": schema} | pipeline, fingerprint)
 
     def _send(self, do: str, **what: Any) -> None:

@@ -10,9 +10,7 @@ import polars as pl
 
 from recsys import reprs
 from recsys.run import Run
-from recsys.sweeping.plan import words as of
-from recsys.sweeping.plot import PLOT
-from recsys.sweeping.summary import read, trials
+from recsys.sweeping.summary import PLOT, drawn, number, of_test_part, read, trials
 
 _SHOWN = 5  # trials
 
@@ -54,8 +52,8 @@ class Sweep:
         complete = [trial for trial in self._found["trials"] if trial["state"] == "complete"]
         sign = 1 if self._found["direction"] == "minimize" else -1
         complete.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
-        test = self.metric.replace("val/", "test/")
-        rows = [[t["trial"], _said(t), *map(_number, (t["value"], t["test"].get(test)))] for t in complete[:_SHOWN]]
+        test = of_test_part(self.metric)
+        rows = [[t["trial"], drawn(t), *map(number, (t["value"], t["test"].get(test)))] for t in complete[:_SHOWN]]
         counts = self.trials["state"].value_counts().sort("count", descending=True)
         states = [f"{count} {state}" for state, count in counts.iter_rows()]
         parts = [reprs.line(states), reprs.table(["trial", "parameters", self.metric, test], rows, left=2)]
@@ -88,11 +86,3 @@ def sweep(*words: str, n_trials: int | None = None, dir: Path | str | None = Non
     settings: dict[str, Any] = {"hydra.sweeper.n_trials": n_trials, "hydra.sweep.dir": dir}
     given = [f"{key}={value}" for key, value in settings.items() if value is not None]
     return Sweep(search(["sweep=optuna", *words, *given]))
-
-
-def _said(trial: dict[str, Any]) -> str:
-    return " ".join(of(trial["parameters"])) + (" (defaults)" if trial["defaults"] else "")
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -59,14 +59,12 @@ def trials(directory: Path | str) -> pl.DataFrame:
 def show(directory: Path | str) -> None:
     """The trials of a sweep as a table, what mattered, and the command line of the best."""
     found = read(directory)
-    test = found["metric"].replace("val/", "test/")
+    test = of_test_part(found["metric"])
     header = ["trial", "state", found["metric"], test, "seconds", "parameters", ""]
     rows = []
     for t in found["trials"]:
-        numbers = [f"{v:.4f}" if v is not None else "" for v in (t["value"], t["test"].get(test))]
-        drawn = " ".join(words(t["parameters"])) + (" (defaults)" if t["defaults"] else "")
-        seconds = "" if t["seconds"] is None else f"{t['seconds']:.1f}"
-        rows.append([str(t["trial"]), t["state"], *numbers, seconds, drawn, t["reason"] or ""])
+        values = number(t["value"]), number(t["test"].get(test)), number(t["seconds"], 1)
+        rows.append([str(t["trial"]), t["state"], *values, drawn(t), t["reason"] or ""])
     print_table(f"{directory}: {len(rows)} trials, chosen by {found['metric']} alone", header, rows)
     if found["importance"]:
         shares = (f"{key} {share:.0%}" for key, share in found["importance"].items() if share >= 0.01)
@@ -76,6 +74,21 @@ def show(directory: Path | str) -> None:
         if (plot := Path(directory) / PLOT).exists():
             sys.stdout.write(f"plot: {plot}\n")
         sys.stdout.write(f"best: trial {best['trial']}, {found['metric']} {best['value']:.4f}\n{found['command']}\n")
+
+
+def of_test_part(metric: str) -> str:
+    """The name of a validation metric where the test part is measured by it."""
+    return metric.replace("val/", "test/")
+
+
+def drawn(trial: Mapping[str, Any]) -> str:
+    """What a trial of sweep.json drew, as words of a command line."""
+    return " ".join(words(trial["parameters"])) + (" (defaults)" if trial["defaults"] else "")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with so many digits behind the point; nothing for None."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def summarise(directory: Path, study: optuna.Study, monitor: str, fixed: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from recsys import config, loggers, tracking
 from recsys.run import PRUNED, Run
+from recsys.scorecard import of_test
 from recsys.training import train
 from recsys.watch import Interrupted, Pruned
 
@@ -47,7 +48,7 @@ def outcome(cfg: DictConfig, run_dir: Path, report: Report, monitor: str) -> Out
             reason = f"val/{monitor} was not measured: this split has no validation part"
         else:
             state = TrialState.COMPLETE
-            test = tracking.of_test(metrics)
+            test = of_test(metrics)
     except Pruned as error:
         state, reason = TrialState.PRUNED, str(error)
     except Interrupted:
